@@ -1,0 +1,53 @@
+# Everything by one command: `make demo`, `make test`. Each sets up what is missing first (scripts/setup.sh);
+# the second time that costs a few milliseconds. With an environment of your own (conda-forge, a build from
+# source) name its folder of programs and no set-up is done: make test LSR_BIN="$CONDA_PREFIX/bin"
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help env demo lint test test-slow clean
+
+LSR_BIN ?= .venv/bin
+PYTHON := $(LSR_BIN)/python
+MPIEXEC ?= mpiexec
+
+# One thread per rank, unless you say otherwise.
+export OMP_NUM_THREADS ?= 1
+# More ranks than cores, as tests need: Open MPI 4, Open MPI 5.
+export OMPI_MCA_rmaps_base_oversubscribe ?= 1
+export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
+# Containers may forbid one process to read another's memory; do not try, and do not warn about it.
+export OMPI_MCA_btl_vader_single_copy_mechanism ?= none
+# Open MPI refuses to start as root unless told twice; in containers root is the usual user.
+ifeq ($(shell id -u),0)
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+endif
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+env:  ## set up .venv, MPI, PETSc and SLEPc (Debian, Ubuntu); nothing when all is there
+ifeq ($(LSR_BIN),.venv/bin)
+	@scripts/setup.sh
+endif
+
+demo: env  ## refine a small trained operator network on two MPI ranks and load the result
+	rm -rf runs/demo
+	$(MPIEXEC) -n 2 $(LSR_BIN)/lsr-hpc refine jobs/antiderivative.toml --out runs/demo
+	$(PYTHON) -c "import numpy; numpy.save('runs/demo/points.npy', numpy.linspace(0, 1, 101)[:, None])"
+	$(LSR_BIN)/lsr-hpc predict runs/demo --input runs/demo/points.npy --output runs/demo/prediction.npy
+
+lint: env  ## check style, formatting and types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+test: lint  ## lint, then all tests but the slow ones (starts MPI ranks by itself)
+	$(PYTHON) -m pytest -m "not slow"
+
+test-slow: env  ## the full-size runs, several minutes each
+	$(PYTHON) -m pytest -m slow
+
+clean:  ## remove caches, logs and the demo's run; keeps .venv (rm -rf .venv to set up anew)
+	rm -rf build runs/demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find lsr_hpc tests -name __pycache__ -type d -prune -exec rm -rf {} +
