@@ -1,0 +1,120 @@
+"""The ``lsr-hpc`` command: one sub-command per thing a user does, exit codes as in :mod:`lsr_hpc.errors`.
+
+Importing this module starts neither MPI nor PETSc nor CUDA, so ``--help`` works on a login node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lsr_hpc import __version__
+from lsr_hpc.errors import ExitCode, LsrError
+
+__all__ = ["main"]
+
+_JOB_HELP = "job file (TOML); the ready ones are in jobs/"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lsr-hpc", description="Linearized Subspace Refinement of trained neural networks on MPI, PETSc and SLEPc.",
+        epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash, 75 stopped in order, 76 broken "
+               "environment (see lsr-hpc doctor)")
+    parser.add_argument("--version", action="version", version=f"lsr-hpc {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}",
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    refine = command("refine", "Refine a trained network inside the MPI world this is started in.",
+                     "mpiexec -n 2 lsr-hpc refine jobs/antiderivative.toml --out runs/anti")
+    _add_job_arguments(refine)
+    refine.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the job); an "
+                        "earlier run there is kept as DIR.previous")
+    refine.add_argument("--dry-run", action="store_true", help="print the resolved job and the plan, do nothing")
+    refine.add_argument("petsc", nargs=argparse.REMAINDER, metavar="-- PETSC_OPTION",
+                        help="after --: options for PETSc and SLEPc, prefix lsr_, e.g. -- -lsr_svd_type trlanczos")
+
+    train = command("train", "Make the trained start of a shipped problem again.",
+                    "lsr-hpc train jobs/antiderivative.toml --out runs/weights/antiderivative.safetensors")
+    _add_job_arguments(train)
+    train.add_argument("--out", type=Path, metavar="FILE", help="weights to write (default: runs/weights/NAME.safetensors); "
+                       "a record FILE with suffix .json goes beside it")
+
+    predict = command("predict", "Evaluate a refined predictor at given points; needs neither MPI nor PETSc.",
+                      "lsr-hpc predict runs/anti --input x.npy --output y.npy --instance 3")
+    predict.add_argument("run", type=Path, metavar="DIR", help="run directory of refine")
+    predict.add_argument("--input", type=Path, required=True, metavar="X.npy", help="points, shape (n, d) or (n,)")
+    predict.add_argument("--output", type=Path, required=True, metavar="Y.npy",
+                         help="values, shape (n, C); (instances, n, C) for all instances of a family")
+    predict.add_argument("--instance", type=int, metavar="I", help="one instance of a family (default: all)")
+
+    doctor = command("doctor", "Check the installation, in words and with a remedy for each fault.", "lsr-hpc doctor --json")
+    doctor.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    command("problems", "List the shipped problems.", "lsr-hpc problems")
+    return parser
+
+
+def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", type=Path, metavar="JOB", help=_JOB_HELP)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
+                        help="override one value of the job file; may be repeated")
+    parser.add_argument("--preset", metavar="NAME", help="use the job's [preset.NAME], e.g. small")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Arguments without the program name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["doctor"]:
+        # doctor has arguments of its own and must work when nothing else does.
+        from lsr_hpc import doctor
+
+        return doctor.main(words[1:])
+    options = _parser().parse_args(words)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    if options.command == "refine":
+        # Runs inside an MPI world: errors are agreed on or end all ranks, see there.
+        from lsr_hpc.commands import refine
+
+        return refine.run(options)
+    try:
+        return _run_serial(options)
+    except LsrError as error:
+        if options.debug:
+            raise
+        print(f"lsr-hpc: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except OSError as error:
+        if options.debug:
+            raise
+        print(f"lsr-hpc: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return int(ExitCode.BAD_INPUT)
+
+
+def _run_serial(options: argparse.Namespace) -> int:
+    if options.command == "problems":
+        from lsr_hpc.problems import PROBLEMS
+
+        for problem in PROBLEMS.values():
+            print(f"{problem.name:<16} {problem.summary}")
+        return int(ExitCode.DONE)
+    if options.command == "train":
+        from lsr_hpc.commands import train
+
+        return train.run(options)
+    from lsr_hpc.commands import predict
+
+    return predict.run(options)

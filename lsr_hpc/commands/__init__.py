@@ -1,0 +1,1 @@
+"""What the sub-commands of ``lsr-hpc`` do, one module each."""

@@ -1,0 +1,50 @@
+"""Exceptions of lsr_hpc, each tied to the exit code that the command line returns for it.
+
+Numerical outcomes that a careful user expects (rank refused, tolerance not reached) are results with
+a status, never exceptions; see :mod:`lsr_hpc.result`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["AccuracyError", "EnvironmentProblem", "ExitCode", "JobError", "LsrError", "RankError"]
+
+
+class ExitCode(IntEnum):
+    """What the process tells its caller; the command line prints the same in words."""
+
+    DONE = 0
+    BAD_INPUT = 2
+    CRASH = 70
+    RESUME = 75
+    ENVIRONMENT = 76
+
+
+class LsrError(Exception):
+    """Base of every error that lsr_hpc raises on purpose."""
+
+    exit_code = ExitCode.CRASH
+
+
+class JobError(LsrError, ValueError):
+    """The input is wrong: a job file, an argument, a model, a residual, a weights file.
+
+    The message names the field, the value and the remedy. Nothing has been written.
+    """
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class EnvironmentProblem(LsrError, RuntimeError):
+    """The installation or the launcher is broken; ``lsr-hpc doctor`` explains it."""
+
+    exit_code = ExitCode.ENVIRONMENT
+
+
+class AccuracyError(LsrError, ArithmeticError):
+    """A computation broke a promise that was checked afterwards (orthogonality, finiteness)."""
+
+
+class RankError(LsrError, RuntimeError):
+    """One MPI rank failed; raised on every rank with the failing rank and cause in the message."""

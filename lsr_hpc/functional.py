@@ -1,0 +1,98 @@
+"""A float64 functional copy of a user's network: outputs as a function of the flat parameter vector.
+
+The user's module is copied, never modified; everything that decides accuracy runs in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from lsr_hpc.errors import JobError
+from lsr_hpc.params import ParameterLayout
+from lsr_hpc.problem import Field
+
+__all__ = ["FunctionalModel"]
+
+# Modules whose training mode mixes rows of a batch or draws random numbers.
+_BATCH_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+class FunctionalModel:
+    """Network as a function of its flat parameters, in float64.
+
+    Args:
+        model: The trained network; copied.
+        device: Where the copy lives.
+
+    Attributes:
+        layout: Order of the flat parameter vector.
+        theta0: The trained state, shape (P,), float64, on ``device``.
+        device: Where the copy lives.
+
+    Raises:
+        JobError: If a dropout or batch-norm layer is in training mode.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | str = "cpu") -> None:
+        for name, module in model.named_modules():
+            if isinstance(module, _BATCH_DEPENDENT) and module.training:
+                raise JobError(f"layer {name!r} ({type(module).__name__}) is in training mode, so the residual is not "
+                               "a fixed function of the parameters: call model.eval() first")
+        self.device = torch.device(device)
+        self.layout = ParameterLayout.of(model)
+        self._module = copy.deepcopy(model).double().to(self.device)
+        for parameter in self._module.parameters():
+            parameter.requires_grad_(False)
+        self.theta0 = self.layout.read(self._module)
+        self._theta0_tensors = self.layout.unflatten(self.theta0)
+
+    def field_of_tensors(self, tensors: dict[str, Tensor]) -> Field:
+        """Bind named parameters; what is not named keeps its value.
+
+        Args:
+            tensors: Parameter tensors by name (tangents and batches of ``torch.func`` allowed).
+
+        Returns:
+            The network as a function of its inputs.
+        """
+        def field(*inputs: Tensor) -> Tensor:
+            output: Tensor = functional_call(self._module, tensors, inputs)
+            return output
+        return field
+
+    def field(self, theta: Tensor | None = None) -> Field:
+        """Bind a flat parameter vector.
+
+        Args:
+            theta: Shape (P,); None binds theta0.
+
+        Returns:
+            The network as a function of its inputs.
+        """
+        return self.field_of_tensors(self._theta0_tensors if theta is None else self.layout.unflatten(theta))
+
+    def refined_field(self, delta: Tensor) -> Field:
+        """The refined linear predictor ``u(x; theta0) + [du/dtheta](x) delta``.
+
+        Args:
+            delta: Parameter correction, shape (P,).
+
+        Returns:
+            A function of the inputs; differentiable in them.
+        """
+        tangents = self.layout.unflatten(delta)
+
+        def field(*inputs: Tensor) -> Tensor:
+            value, correction = jvp(lambda tensors: self.field_of_tensors(tensors)(*inputs),
+                                    (self._theta0_tensors,), (tangents,))
+            return value + correction
+        return field
+
+    @property
+    def theta0_tensors(self) -> dict[str, Tensor]:
+        """The trained state as named tensors (views of ``theta0``)."""
+        return self._theta0_tensors

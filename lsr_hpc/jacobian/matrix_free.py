@@ -1,0 +1,105 @@
+"""Matrix-free Jacobian: block products by vectorised forward and reverse mode, nothing stored.
+
+``J V`` is ``vmap(jvp)``, ``J^T U`` is ``vmap(vjp)``; both share the primal pass over the columns of a tile.
+Cost: (1 + 2b) forward passes per product and b columns. Memory: one tile of rows x columns, sized by the
+probe's count of temporaries, beside the panels themselves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from lsr_hpc.functional import FunctionalModel
+from lsr_hpc.rows import LocalRows, Segment
+
+__all__ = ["MatrixFreeJacobian"]
+
+
+class MatrixFreeJacobian:
+    """This rank's rows of J, applied through ``torch.func``.
+
+    Args:
+        model: The network.
+        rows: This rank's rows.
+        columns_per_tile: Vectors differentiated at once.
+        tile_bytes: Upper bound for the temporaries of one tile of rows x columns.
+    """
+
+    def __init__(self, model: FunctionalModel, rows: LocalRows, *, columns_per_tile: int, tile_bytes: int) -> None:
+        self._model = model
+        self._rows = rows
+        self._columns_per_tile = columns_per_tile
+        self._tile_bytes = tile_bytes
+
+    @property
+    def n_rows(self) -> int:
+        """Local number of rows."""
+        return self._rows.n_rows
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of unknowns P."""
+        return self._model.layout.size
+
+    def jv(self, v: Tensor) -> Tensor:
+        """``J V``.
+
+        Args:
+            v: Shape (b, P), float64.
+
+        Returns:
+            Shape (b, N_local).
+        """
+        out = torch.empty(v.shape[0], self.n_rows, dtype=torch.float64, device=self._model.device)
+        with torch.no_grad():
+            for columns in _tiles(v.shape[0], self._columns_per_tile):
+                tangents = self._model.layout.unflatten(v[columns].to(self._model.device))
+                row = 0
+                for segment in self._rows.segments:
+                    for points in _tiles(segment.n_points, self._points_per_tile(segment)):
+                        residual = self._residual_of_parameters(segment, points)
+
+                        def push(tangent: dict[str, Tensor], residual=residual) -> Tensor:  # type: ignore[no-untyped-def]
+                            derivative: Tensor = jvp(residual, (self._model.theta0_tensors,), (tangent,))[1]
+                            return derivative
+
+                        block = vmap(push)(tangents)
+                        out[columns, row : row + block.shape[1]] = block
+                        row += block.shape[1]
+        return out
+
+    def jtu(self, u: Tensor) -> Tensor:
+        """``J^T U`` summed over the local rows.
+
+        Args:
+            u: Shape (b, N_local), float64.
+
+        Returns:
+            Shape (b, P).
+        """
+        out = torch.zeros(u.shape[0], self.n_parameters, dtype=torch.float64, device=self._model.device)
+        row = 0
+        for segment in self._rows.segments:
+            for points in _tiles(segment.n_points, self._points_per_tile(segment)):
+                value, pull = vjp(self._residual_of_parameters(segment, points), self._model.theta0_tensors)
+                for columns in _tiles(u.shape[0], self._columns_per_tile):
+                    cotangents = u[columns, row : row + len(value)].to(self._model.device)
+                    out[columns] += self._model.layout.flatten(vmap(lambda w, pull=pull: pull(w)[0])(cotangents))
+                row += len(value)
+        return out
+
+    def _residual_of_parameters(self, segment: Segment, points: slice):  # type: ignore[no-untyped-def]
+        """The tile's residual as a function of the parameter tensors."""
+        return lambda tensors: segment.residual(self._model.field_of_tensors(tensors), points)
+
+    def _points_per_tile(self, segment: Segment) -> int:
+        bytes_per_point = 8 * segment.probe.numbers_per_point * self._columns_per_tile
+        return max(1, self._tile_bytes // bytes_per_point)
+
+
+def _tiles(n: int, size: int) -> list[slice]:
+    """Nearly equal slices of [0, n), none longer than ``size``."""
+    pieces = -(-n // size) if n else 0
+    return [slice(i * n // pieces, (i + 1) * n // pieces) for i in range(pieces)]

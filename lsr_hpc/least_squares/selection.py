@@ -1,0 +1,87 @@
+"""Choosing the rank on held-out rows, from one factorisation; rank 0, a refusal, may win."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsr_hpc.least_squares.reduced import ReducedProblem
+
+__all__ = ["ScanEntry", "choose_rank", "scan_grid", "scan_ranks"]
+
+# Held-out residuals within this factor of the best count as equal; the smaller rank then wins.
+PARSIMONY = 1.005
+
+
+@dataclass(frozen=True)
+class ScanEntry:
+    """One rank of the nested scan.
+
+    Attributes:
+        rank: Number of leading directions.
+        c: Their coefficients, shape (rank,), fitted on the training rows.
+        train: Norm of the linearised residual on the training rows, damping included.
+        held_out: The same on the held-out rows, or None without any.
+        cut: Directions dropped as dependent.
+    """
+
+    rank: int
+    c: NDArray[np.float64]
+    train: float
+    held_out: float | None
+    cut: int
+
+
+def scan_grid(rank_max: int, points: int = 32) -> list[int]:
+    """Ranks to look at: 0, a geometric start, then about ``points`` even steps up to the largest.
+
+    Args:
+        rank_max: Largest rank.
+        points: Number of even steps.
+
+    Returns:
+        Increasing ranks from 0 to rank_max.
+    """
+    even = np.linspace(0, rank_max, min(points, rank_max) + 1).round().astype(int)
+    geometric = [2**i for i in range(20) if 2**i < rank_max / points]
+    return sorted({*even.tolist(), *geometric})
+
+
+def scan_ranks(train: ReducedProblem, held_out: ReducedProblem | None, ranks: Sequence[int],
+               cut: float | None = None) -> list[ScanEntry]:
+    """Solve every rank of the grid.
+
+    Args:
+        train: Reduced problem of the training rows (damped or not).
+        held_out: Reduced problem of the held-out rows, or None.
+        ranks: Increasing ranks.
+        cut: As in :meth:`ReducedProblem.solve`.
+
+    Returns:
+        One entry per rank; ``train`` does not increase with the rank, to rounding.
+    """
+    entries = []
+    for rank in ranks:
+        solution = train.solve(rank, cut)
+        held = None if held_out is None else held_out.residual_norm(solution.c)
+        entries.append(ScanEntry(rank, solution.c, solution.residual, held, solution.cut))
+    return entries
+
+
+def choose_rank(scan: Sequence[ScanEntry]) -> int:
+    """Smallest rank whose held-out residual is within half a percent of the best; the largest without any.
+
+    Args:
+        scan: The nested scan.
+
+    Returns:
+        The chosen rank; 0 refuses the refinement.
+    """
+    judged = [(e.rank, e.held_out) for e in scan if e.held_out is not None]
+    if not judged:
+        return scan[-1].rank
+    best = min(held for _, held in judged)
+    return min(rank for rank, held in judged if held <= PARSIMONY * best)

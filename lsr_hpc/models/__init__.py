@@ -1,0 +1,22 @@
+"""Networks of the shipped problems, in plain torch.
+
+:data:`ARCHITECTURES` maps the names that stored predictors use to their classes, so that a predictor is
+rebuilt from its JSON description without unpickling or importing anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from lsr_hpc.models.deeponet import BoundDeepONet, DeepONet
+from lsr_hpc.models.mlp import MLP
+
+__all__ = ["ARCHITECTURES", "MLP", "BoundDeepONet", "DeepONet"]
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "deeponet": DeepONet,
+    "bound_deeponet": BoundDeepONet,
+}

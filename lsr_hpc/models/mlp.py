@@ -1,0 +1,41 @@
+"""Multilayer perceptron with fixed input scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MLP"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+
+class MLP(nn.Module):
+    """``widths[0] -> ... -> widths[-1]``, an activation after every layer but the last.
+
+    Args:
+        widths: Layer sizes, input and output included.
+        activation: Name of the activation.
+        input_mean: Subtracted from the inputs, one number per input; none by default.
+        input_std: Divides the inputs, one number per input.
+    """
+
+    def __init__(self, widths: Sequence[int], activation: str = "tanh", input_mean: Sequence[float] | None = None,
+                 input_std: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(input_mean or [0.0] * widths[0]))
+        self.register_buffer("std", torch.tensor(input_std or [1.0] * widths[0]))
+        layers: list[nn.Module] = []
+        for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+            linear = nn.Linear(n_in, n_out)
+            nn.init.xavier_normal_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs (n, widths[0]) to outputs (n, widths[-1])."""
+        out: Tensor = self.layers((x - self.mean) / self.std)
+        return out

@@ -1,0 +1,109 @@
+"""What a refinement will cost in memory, decided before it starts and equal on all ranks.
+
+``memory_per_rank`` bounds the resident memory of each process, libraries included. The panels of the method
+are fixed by rows, parameters and rank; what remains is shared between the replicated exchange buffers
+(column chunk) and the temporaries of differentiation (tile).
+"""
+
+# Legend: N_local rows and P_local parameters of the largest rank, k rank, b block width.
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+
+from lsr_hpc.errors import JobError
+from lsr_hpc.settings import RefineSettings, parse_bytes
+
+__all__ = ["MemoryPlan", "make_plan", "peak_rss_bytes", "rss_bytes"]
+
+_MIB = 2**20
+# Tiles beyond this no longer gain speed on a CPU: the temporaries leave the caches long before.
+_LARGEST_TILE = 256 * _MIB
+_COLUMNS_PER_TILE = 32
+_COLUMNS_PER_CHUNK = 128
+# Replicated (b, P) buffers alive at once in one product: partial sums, their packed copy, tile gradients.
+_EXCHANGE_COPIES = 4
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now, in bytes."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes per rank by use, and the chunk sizes that keep to them.
+
+    Attributes:
+        budget_bytes: ``memory_per_rank``.
+        items: Planned bytes by use; their sum is at most the budget.
+        columns_per_chunk: Vectors exchanged between ranks at once.
+        columns_per_tile: Vectors differentiated at once.
+        tile_bytes: Upper bound for the temporaries of one tile.
+    """
+
+    budget_bytes: int
+    items: dict[str, int]
+    columns_per_chunk: int
+    columns_per_tile: int
+    tile_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Planned peak."""
+        return sum(self.items.values())
+
+
+def make_plan(settings: RefineSettings, *, n_rows_local: int, n_held_local: int, n_parameters: int, mpi_size: int,
+              numbers_per_point: int, baseline_bytes: int) -> MemoryPlan:
+    """Share the budget out.
+
+    Args:
+        settings: The job's settings.
+        n_rows_local: Largest number of fitted rows on a rank.
+        n_held_local: Largest number of held-out rows on a rank.
+        n_parameters: P.
+        mpi_size: Number of ranks.
+        numbers_per_point: Largest count of temporaries of one point and one column.
+        baseline_bytes: Largest resident memory of a rank before anything is allocated.
+
+    Returns:
+        The plan.
+
+    Raises:
+        JobError: If the panels alone exceed the budget, with what would fit.
+    """
+    budget = parse_bytes(settings.compute.memory_per_rank)
+    k, b = settings.subspace.rank, settings.subspace.width
+    p_local = -(-n_parameters // mpi_size)
+    # Baselines differ by a few pages from run to run; rounding keeps the chunk sizes the same.
+    items = {"libraries and data": -(-baseline_bytes // (64 * _MIB)) * 64 * _MIB}
+    if settings.solver.space == "subspace":
+        # V itself, and while it is made the solver's copy of the block or its predecessor.
+        items["basis V"] = 8 * p_local * k
+        items["basis work space"] = 8 * (2 * p_local * b + n_rows_local * b)
+        items["J V"] = 8 * 2 * (n_rows_local + n_held_local) * k
+        items["reduced factor"] = 8 * 8 * (k + 1) ** 2
+    free = budget - sum(items.values())
+    exchange_per_column = 8 * _EXCHANGE_COPIES * n_parameters
+    tile_per_column = 8 * numbers_per_point
+    if free < exchange_per_column + tile_per_column:
+        needed = sum(items.values()) + exchange_per_column + tile_per_column
+        listed = ", ".join(f"{name} {size / _MIB:.0f} MiB" for name, size in items.items())
+        raise JobError(f"compute.memory_per_rank = {settings.compute.memory_per_rank!r} is too small: at least "
+                       f"{needed / _MIB:.0f} MiB are needed ({listed}); raise it, start more ranks, or lower "
+                       f"subspace.rank = {k}")
+    # Where the budget is ample the sizes are fixed numbers, so that results do not depend on it.
+    columns_per_chunk = min(_COLUMNS_PER_CHUNK, max(1, free // 2 // exchange_per_column))
+    columns_per_tile = min(_COLUMNS_PER_TILE, columns_per_chunk, max(1, free // 4 // tile_per_column))
+    tile_bytes = int(min(_LARGEST_TILE, max(free // 4, columns_per_tile * tile_per_column)))
+    items["exchange buffers"] = columns_per_chunk * exchange_per_column
+    items["differentiation tile"] = tile_bytes
+    return MemoryPlan(budget, items, columns_per_chunk, columns_per_tile, tile_bytes)

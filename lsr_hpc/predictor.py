@@ -1,0 +1,200 @@
+"""The refined predictor ``u(x; theta0) + [du/dtheta](x) delta`` as a torch module that can be stored.
+
+It needs torch and safetensors only: no MPI, no PETSc. Evaluation costs one Jacobian-vector product, two to
+three forward passes; derivatives with respect to x go through it by ``torch.autograd`` or ``torch.func``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from lsr_hpc.errors import JobError
+from lsr_hpc.models import ARCHITECTURES
+from lsr_hpc.params import ParameterLayout
+from lsr_hpc.problem import ModelSpec
+from lsr_hpc.store import publish_directory, read_manifest, read_tensors, write_manifest, write_tensors
+
+__all__ = ["RefinedPredictor", "load_predictors", "save_predictors"]
+
+_SCHEMA = 1
+_MANIFEST = "predictor.json"
+
+
+class RefinedPredictor(nn.Module):
+    """The trained network plus its linear correction.
+
+    Args:
+        network: The trained network; copied, converted to float64 and put in evaluation mode.
+        delta: Parameter correction, shape (P,), in ``named_parameters`` order of the trainable parameters.
+        spec: How to rebuild the architecture on load; None for a module of your own.
+
+    Raises:
+        JobError: If ``delta`` does not fit the network.
+    """
+
+    def __init__(self, network: nn.Module, delta: Tensor, spec: ModelSpec | None = None) -> None:
+        super().__init__()
+        self.layout = ParameterLayout.of(network)
+        if delta.shape != (self.layout.size,):
+            raise JobError(f"delta has shape {tuple(delta.shape)}, the network has {self.layout.size} trainable parameters")
+        self.network = copy.deepcopy(network).double().eval()
+        self.spec = spec
+        self.register_buffer("delta", delta.detach().clone().double())
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Evaluate the refined field.
+
+        Args:
+            *inputs: Inputs of the network, each (n, ...).
+
+        Returns:
+            Refined outputs, (n, C), in the dtype of the predictor (float64 unless converted).
+        """
+        delta: Tensor = self.delta
+        inputs = tuple(x.to(delta.dtype) if x.is_floating_point() else x for x in inputs)
+        named = dict(self.network.named_parameters())
+        theta0 = {n: named[n] for n in self.layout.names}
+
+        def output(tensors: dict[str, Tensor]) -> Tensor:
+            value: Tensor = functional_call(self.network, tensors, inputs)
+            return value
+
+        value, correction = jvp(output, (theta0,), (self.layout.unflatten(delta),))
+        refined: Tensor = value + correction
+        return refined
+
+    def predict(self, *inputs: Tensor, batch_size: int = 65536) -> Tensor:
+        """Evaluate many points in batches, without gradients.
+
+        Args:
+            *inputs: Inputs of the network, each (n, ...).
+            batch_size: Points evaluated at once.
+
+        Returns:
+            Refined outputs, (n, C).
+        """
+        with torch.no_grad():
+            return torch.cat([self(*(x[lo : lo + batch_size] for x in inputs))
+                              for lo in range(0, max(1, inputs[0].shape[0]), batch_size)])
+
+    def save(self, directory: str | Path) -> None:
+        """Store the predictor as safetensors and JSON.
+
+        Args:
+            directory: Directory to create; an earlier one is kept as ``NAME.previous``.
+        """
+        save_predictors(Path(directory), [self])
+
+    @classmethod
+    def load(cls, directory: str | Path, instance: int = 0, model: nn.Module | None = None) -> RefinedPredictor:
+        """Load one stored predictor.
+
+        Args:
+            directory: Directory written by :meth:`save` (``RUN/predictor``).
+            instance: Which instance of a family.
+            model: A module of the stored architecture, needed for an architecture of your own.
+
+        Returns:
+            The predictor.
+
+        Raises:
+            JobError: If the files are missing, damaged, or do not fit the architecture.
+        """
+        path = Path(directory)
+        manifest = _read(path)
+        if not 0 <= instance < manifest["n_instances"]:
+            raise JobError(f"instance {instance} does not exist: {path} holds {manifest['n_instances']} "
+                           f"(0 to {manifest['n_instances'] - 1})")
+        return _load_instance(path, manifest, instance, model)
+
+
+def save_predictors(directory: Path, predictors: Sequence[RefinedPredictor]) -> None:
+    """Store the predictors of a family; tensors that all instances share are stored once.
+
+    Args:
+        directory: Directory to create.
+        predictors: One predictor per instance, all of one architecture.
+    """
+    first = predictors[0]
+    states = [_lossless_float32(p.network.state_dict()) for p in predictors]
+    shared = {n: t for n, t in states[0].items() if all(torch.equal(t, s[n]) for s in states[1:])}
+    with publish_directory(directory) as target:
+        digests = {"theta0.safetensors": write_tensors(target / "theta0.safetensors", shared)}
+        for i, (predictor, state) in enumerate(zip(predictors, states, strict=True)):
+            name = _instance_file(i)
+            own = {f"state.{n}": t for n, t in state.items() if n not in shared}
+            digests[name] = write_tensors(target / name, {"delta": predictor.delta, **own})
+        spec = first.spec
+        write_manifest(target / _MANIFEST, {
+            "schema": _SCHEMA, "kind": "lsr_hpc refined predictor",
+            "architecture": None if spec is None else spec.architecture,
+            "arguments": {} if spec is None else spec.arguments,
+            "trainable": list(first.layout.names), "params": first.layout.size,
+            "n_instances": len(predictors), "files": digests})
+
+
+def load_predictors(directory: Path, model: nn.Module | None = None) -> list[RefinedPredictor]:
+    """Load every instance of a stored family.
+
+    Args:
+        directory: Directory written by :func:`save_predictors`.
+        model: A module of the stored architecture, for an architecture of your own.
+
+    Returns:
+        The predictors in order.
+
+    Raises:
+        JobError: If a file is missing or damaged.
+    """
+    manifest = _read(directory)
+    return [_load_instance(directory, manifest, i, model) for i in range(manifest["n_instances"])]
+
+
+def _instance_file(instance: int) -> str:
+    return f"instance-{instance:05d}.safetensors"
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    manifest = read_manifest(directory / _MANIFEST)
+    if manifest.get("schema") != _SCHEMA:
+        raise JobError(f"{directory} has predictor schema {manifest.get('schema')}, this version reads {_SCHEMA}: "
+                       "use the lsr_hpc version that wrote it")
+    return manifest
+
+
+def _load_instance(directory: Path, manifest: dict[str, Any], instance: int, model: nn.Module | None
+                   ) -> RefinedPredictor:
+    spec = None
+    if model is None:
+        if manifest["architecture"] not in ARCHITECTURES:
+            raise JobError(f"the predictor in {directory} belongs to a network of your own: pass it as "
+                           "RefinedPredictor.load(directory, model=your_module)")
+        spec = ModelSpec(architecture=manifest["architecture"], arguments=manifest["arguments"])
+        model = ARCHITECTURES[spec.architecture](**spec.arguments)
+    model = copy.deepcopy(model).double()
+    state = read_tensors(directory / "theta0.safetensors", manifest["files"]["theta0.safetensors"])
+    own = read_tensors(directory / _instance_file(instance), manifest["files"][_instance_file(instance)])
+    delta = own.pop("delta")
+    state |= {n.removeprefix("state."): t for n, t in own.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise JobError(f"the predictor in {directory} does not fit the given network: {error}") from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in manifest["trainable"])
+    return RefinedPredictor(model, delta, spec)
+
+
+def _lossless_float32(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Store float64 copies of float32 weights as float32 again where not a bit is lost."""
+    return {n: t.float() if t.dtype == torch.float64 and torch.equal(t.float().double(), t) else t
+            for n, t in state.items()}

@@ -1,0 +1,210 @@
+"""What the user hands in: a trained network, its residual blocks and, apart from them, evaluation data.
+
+The loss behind a problem is ``L = sum_k weight_k * mean(r_k**2)`` over the rows of block k; LSR works on
+the stacked, row-scaled residual f with ``L = ||f||^2``, so every row of block k is multiplied by
+``sqrt(weight_k / N_k)`` and block sizes never set weights by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lsr_hpc.errors import JobError
+
+__all__ = ["Evaluation", "Field", "ModelSpec", "Problem", "ProblemFamily", "ResidualBlock", "RowSource"]
+
+Field = Callable[..., Tensor]
+"""A network with its parameters bound: maps inputs, each (n, ...), to outputs (n, C)."""
+
+
+class RowSource(Protocol):
+    """Data held by global index: a tensor, an array, a ``numpy.memmap`` or anything sliceable alike."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape with the global number of points first."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Rows of an index array."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualBlock:
+    """One term of the loss: residual rows at a set of points.
+
+    Attributes:
+        name: Shown in messages and results.
+        residual: ``residual(u, points, *data) -> (n,) or (n, m)``. ``u`` is the network as a function
+            of its inputs; input derivatives go through ``torch.func`` (see
+            :mod:`lsr_hpc.derivatives`). Row i may depend on point i alone.
+        points: Inputs, shape (N_points, ...), indexed by global point number.
+        data: Further arrays of N_points rows each (targets, forcing), passed after the points.
+        weight: lambda_k of the loss, >= 0; it multiplies the mean of squares over the block's rows.
+        hold_out: Whether points of this block may be held out to choose the rank. Blocks with fewer
+            than 20 points never are: they pin the solution down.
+    """
+
+    name: str
+    residual: Callable[..., Tensor]
+    points: RowSource
+    data: tuple[RowSource, ...] = ()
+    weight: float = 1.0
+    hold_out: bool = True
+
+    @property
+    def n_points(self) -> int:
+        """Global number of points."""
+        return int(self.points.shape[0])
+
+    def take(self, indices: np.ndarray[Any, Any]) -> tuple[Tensor, ...]:
+        """Points and data at the given global indices, floating ones as float64.
+
+        Args:
+            indices: Global point numbers, shape (n,).
+
+        Returns:
+            ``(points, *data)``, each with n rows.
+        """
+        return tuple(as_tensor(source[_index_for(source, indices)]) for source in (self.points, *self.data))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Evaluation data, never used in a fit: the relative L2 error is taken against it.
+
+    Attributes:
+        inputs: Inputs of the network, each (N_eval, ...).
+        reference: Reference values, shape (N_eval, C).
+    """
+
+    inputs: tuple[Tensor, ...]
+    reference: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """How a stored predictor finds its architecture again, without pickle.
+
+    Attributes:
+        architecture: A name of :data:`lsr_hpc.models.ARCHITECTURES`.
+        arguments: JSON-compatible keyword arguments of that architecture.
+    """
+
+    architecture: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A trained network with its residual.
+
+    Attributes:
+        name: Shown in results.
+        model: The trained network; it is never modified.
+        blocks: Residual blocks, at least one.
+        evaluation: Data for the error figures, or None.
+        validation: Residual blocks of the user's own held-out data; replaces the held-out fraction.
+        model_spec: How to rebuild the architecture on load; None for a user's own module.
+        start_metrics: What is known of the start (command, seed, measured error); copied to the result.
+    """
+
+    name: str
+    model: nn.Module
+    blocks: Sequence[ResidualBlock]
+    evaluation: Evaluation | None = None
+    validation: Sequence[ResidualBlock] = ()
+    model_spec: ModelSpec | None = None
+    start_metrics: dict[str, Any] = field(default_factory=dict)
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemFamily:
+    """Many instances of one trained operator, each refined by itself.
+
+    Attributes:
+        name: Shown in results.
+        n_instances: Number of instances.
+        instance: ``instance(i) -> Problem``, cheap, the same on every rank.
+    """
+
+    name: str
+    n_instances: int
+    instance: Callable[[int], Problem]
+
+
+def as_tensor(values: Any) -> Tensor:
+    """Convert sliced rows to a CPU tensor; floating point becomes float64.
+
+    Args:
+        values: Tensor or array.
+
+    Returns:
+        Tensor that shares memory where it can.
+    """
+    tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _index_for(source: RowSource, indices: np.ndarray[Any, Any]) -> Any:
+    return torch.from_numpy(indices) if isinstance(source, Tensor) else indices
+
+
+def check_problem(problem: Problem) -> None:
+    """Check what can be seen without evaluating anything; the same answer on every rank.
+
+    Args:
+        problem: The problem to check.
+
+    Raises:
+        JobError: Naming the block or parameter, the value and the remedy.
+    """
+    if not problem.blocks:
+        raise JobError(f"problem {problem.name!r} has no residual block: give at least one ResidualBlock")
+    trainable = [(n, p) for n, p in problem.model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise JobError(f"the model of problem {problem.name!r} has no trainable parameter: "
+                       "set requires_grad on those that may change")
+    for name, parameter in problem.model.named_parameters():
+        if parameter.is_complex() or not parameter.is_floating_point():
+            raise JobError(f"parameter {name!r} has dtype {parameter.dtype}: real floating point is needed")
+        if not bool(torch.isfinite(parameter).all()):
+            raise JobError(f"parameter {name!r} holds NaN or Inf: the model is not a trained state; "
+                           "reload the weights or train again")
+    names = [b.name for b in (*problem.blocks, *problem.validation)]
+    for block in (*problem.blocks, *problem.validation):
+        _check_block(block)
+        if names.count(block.name) > 1:
+            raise JobError(f"two residual blocks are called {block.name!r}: give each its own name")
+    if all(b.weight == 0 for b in problem.blocks):
+        raise JobError("every residual block has weight 0: nothing is left to refine")
+    if problem.evaluation is not None:
+        _check_evaluation(problem.evaluation)
+
+
+def _check_block(block: ResidualBlock) -> None:
+    if block.n_points == 0:
+        raise JobError(f"residual block {block.name!r} has no points: leave the block out or give it data")
+    if not (np.isfinite(block.weight) and block.weight >= 0):
+        raise JobError(f"residual block {block.name!r} has weight {block.weight}: use a finite number >= 0")
+    for i, source in enumerate(block.data):
+        if source.shape[0] != block.n_points:
+            raise JobError(f"residual block {block.name!r}: data[{i}] has {source.shape[0]} rows but points "
+                           f"has {block.n_points}; both are indexed by the same global point number")
+
+
+def _check_evaluation(evaluation: Evaluation) -> None:
+    n = evaluation.reference.shape[0]
+    if n == 0:
+        raise JobError("evaluation data is empty: give at least one point, or evaluation=None")
+    for i, inputs in enumerate(evaluation.inputs):
+        if inputs.shape[0] != n:
+            raise JobError(f"evaluation.inputs[{i}] has {inputs.shape[0]} rows, evaluation.reference has {n}")
+    if not bool(torch.isfinite(evaluation.reference).all()):
+        raise JobError("evaluation.reference holds NaN or Inf: clean the reference data")

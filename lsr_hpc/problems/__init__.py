@@ -1,0 +1,46 @@
+"""Ready problems: the registry behind ``problem = "NAME"`` in job files and ``lsr-hpc problems``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+__all__ = ["PROBLEMS", "ShippedProblem"]
+
+
+@dataclass(frozen=True)
+class ShippedProblem:
+    """A problem that comes with the package.
+
+    Attributes:
+        name: Name in job files.
+        summary: One line for ``lsr-hpc problems``.
+    """
+
+    name: str
+    summary: str
+
+    def _module(self) -> ModuleType:
+        import importlib
+
+        return importlib.import_module(f"lsr_hpc.problems.{self.name}")
+
+    @property
+    def build(self) -> Callable[..., Any]:
+        """``build(weights, **args)``: the problem or family of problems."""
+        function: Callable[..., Any] = self._module().build
+        return function
+
+    @property
+    def training_task(self) -> Callable[..., Any]:
+        """``training_task(settings, **args)``: how its start is trained."""
+        function: Callable[..., Any] = self._module().training_task
+        return function
+
+
+PROBLEMS = {p.name: p for p in [
+    ShippedProblem("antiderivative", "physics-informed DeepONet h -> s, s' = h, one refinement per unseen function"),
+    ShippedProblem("function_fit", "regression of sin(k pi x) sin(k pi y) with a tanh network"),
+]}

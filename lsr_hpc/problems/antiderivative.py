@@ -1,0 +1,133 @@
+"""Antiderivative operator h -> s with s' = h, s(0) = 0 on [0, 1], learned by a physics-informed DeepONet.
+
+Source: arXiv:2601.13989 (operator experiments), after Wang, Wang, Perdikaris 2021. Each instance refines the
+network for one unseen input function on 1,000 equispaced points of s'(y) - h(y), plus one row for s(0) = 0.
+(The published runs pin one true value s(y) at a random y instead; ``anchor = "random"`` does that.)
+"""
+
+# Legend: h input function at m = 100 sensors, y query point, s output, i functions.
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from lsr_hpc.derivatives import along
+from lsr_hpc.errors import JobError
+from lsr_hpc.models import BoundDeepONet, DeepONet
+from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ProblemFamily, ResidualBlock
+from lsr_hpc.problems.gaussian_process import InterpolatedProcess, SpectralProcess
+from lsr_hpc.sampling import uniform_rows
+from lsr_hpc.training import TrainingSettings, TrainingTask
+
+__all__ = ["build", "training_task"]
+
+SENSORS = np.linspace(0.0, 1.0, 100)
+PROCESSES = {"interpolated": InterpolatedProcess, "spectral": SpectralProcess}
+# Functions below this number are for training, those from here on for tests.
+FIRST_TEST_FUNCTION = 100_000
+_STREAM_ANCHOR = 31
+
+
+def _operator_arguments(width: int, depth: int) -> dict[str, list[int]]:
+    return {"branch": [len(SENSORS)] + [width] * depth, "trunk": [1] + [width] * depth}
+
+
+def build(weights: dict[str, Tensor], *, instances: int = 30, rows: int = 1000, anchor: str = "initial",
+          forcing: str = "interpolated", width: int = 50, depth: int = 5, seed: int = 7) -> ProblemFamily:
+    """One problem per unseen input function.
+
+    Args:
+        weights: State of the trained DeepONet.
+        instances: Number of unseen functions.
+        rows: Equispaced points of the ODE residual.
+        anchor: ``"initial"`` pins s(0) = 0, ``"random"`` the true s at one random y.
+        forcing: ``"interpolated"`` (published: piecewise linear on 512 points) or ``"spectral"`` (smooth).
+        width: Width of branch and trunk.
+        depth: Layers of branch and trunk.
+        seed: Seed of the functions.
+
+    Returns:
+        The family of instances.
+
+    Raises:
+        JobError: If ``anchor`` or ``forcing`` is none of these.
+    """
+    if forcing not in PROCESSES:
+        raise JobError(f"problem.args.forcing = {forcing!r}: use one of {sorted(PROCESSES)}")
+    if anchor not in {"initial", "random"}:
+        raise JobError(f"problem.args.anchor = {anchor!r}: use \"initial\" or \"random\"")
+    arguments = _operator_arguments(width, depth)
+    operator = DeepONet(**arguments)
+    operator.load_state_dict(weights)
+    process = PROCESSES[forcing](range(FIRST_TEST_FUNCTION, FIRST_TEST_FUNCTION + instances), seed)
+    y = np.linspace(0.0, 1.0, rows)
+    y_eval = np.linspace(0.0, 1.0, 100)
+    anchors = np.zeros(instances) if anchor == "initial" else uniform_rows(seed, _STREAM_ANCHOR, 0, instances, 1)[:, 0]
+    at_sensors, forcing_at_y, reference = process.at(SENSORS), process.at(y), process.primitive(y_eval)
+    at_anchor = np.array([process.primitive(anchors[i : i + 1])[i, 0] for i in range(instances)])
+
+    def ode(u: Field, y: Tensor, h: Tensor) -> Tensor:
+        return along(u, y) - h
+
+    def pin(u: Field, y: Tensor, s: Tensor) -> Tensor:
+        return u(y) - s
+
+    def instance(i: int) -> Problem:
+        return Problem(
+            name=f"antiderivative {i}",
+            model=BoundDeepONet(operator, torch.from_numpy(at_sensors[i])),
+            model_spec=ModelSpec(architecture="bound_deeponet", arguments={"operator": arguments}),
+            blocks=[
+                ResidualBlock(name="anchor", residual=pin, points=_column(anchors[i : i + 1]),
+                              data=(_column(at_anchor[i : i + 1]),), hold_out=False),
+                ResidualBlock(name="ode", residual=ode, points=_column(y), data=(_column(forcing_at_y[i]),)),
+            ],
+            evaluation=Evaluation(inputs=(_column(y_eval),), reference=_column(reference[i])))
+
+    return ProblemFamily(name="antiderivative", n_instances=instances, instance=instance)
+
+
+def _column(values: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    return torch.from_numpy(np.ascontiguousarray(values))[:, None]
+
+
+def training_task(settings: TrainingSettings, *, functions: int = 5000, width: int = 50, depth: int = 5,
+                  forcing: str = "interpolated", seed: int = 7, test_functions: int = 100) -> TrainingTask:
+    """Physics-informed training: s' = h at the sensors and s(0) = 0, no solution data; float32.
+
+    Args:
+        settings: Training settings; ``batch_size`` counts functions, each taken at all 100 sensors.
+        functions: Number of training functions.
+        width: Width of branch and trunk.
+        depth: Layers of branch and trunk.
+        forcing: As in :func:`build`.
+        seed: Seed of the functions.
+        test_functions: Unseen functions for the reported error.
+
+    Returns:
+        The task.
+    """
+    torch.manual_seed(settings.seed)
+    model = DeepONet(**_operator_arguments(width, depth))
+    h = torch.from_numpy(PROCESSES[forcing](range(functions), seed).at(SENSORS)).float()
+    # Test functions of another number range than those that the job refines.
+    unseen = PROCESSES[forcing](range(FIRST_TEST_FUNCTION // 2, FIRST_TEST_FUNCTION // 2 + test_functions), seed)
+    h_test = torch.from_numpy(unseen.at(SENSORS)).float()
+    s_test = torch.from_numpy(unseen.primitive(SENSORS)).float()
+    y = torch.from_numpy(SENSORS).float()[:, None]
+
+    def loss(generator: torch.Generator) -> Tensor:
+        batch = h[torch.randint(len(h), (settings.batch_size,), generator=generator)]
+        coefficients = model.branch(batch)
+        trunk, trunk_y = jvp(model.trunk, (y,), (torch.ones_like(y),))
+        return (coefficients @ trunk_y.T - batch).square().mean() + (coefficients @ trunk[0]).square().mean()
+
+    def error() -> float:
+        with torch.no_grad():
+            difference = model.on_grid(h_test, y) - s_test
+            return float((difference.norm(dim=1) / s_test.norm(dim=1)).mean())
+
+    return TrainingTask(model=model, loss=loss, error=error)

@@ -1,0 +1,114 @@
+"""Random input functions: a Gaussian process on [0, 1] with covariance exp(-d^2 / (2 l^2)).
+
+Two ways to sample it. ``interpolated`` is the published one: 512 equispaced points, linear between them, so
+the function is only piecewise linear. ``spectral`` sums random cosines with the process's own spectral
+density: the same covariance without kinks. Both come with their exact primitive.
+"""
+
+# Legend: l correlation length, i functions, n points.
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsr_hpc.sampling import gaussian_rows
+
+__all__ = ["InterpolatedProcess", "SpectralProcess"]
+
+Array = NDArray[np.float64]
+_STREAM_FUNCTIONS = 11
+
+
+class InterpolatedProcess:
+    """Draws of the process at 512 equispaced points, linear between them.
+
+    Args:
+        numbers: Global numbers of the functions; function i of a seed is always the same.
+        seed: Seed of the draws.
+        length: Correlation length l.
+        n_grid: Grid points on [0, 1].
+    """
+
+    def __init__(self, numbers: range, seed: int, length: float = 0.2, n_grid: int = 512) -> None:
+        self.grid = np.linspace(0.0, 1.0, n_grid)
+        d = self.grid[:, np.newaxis] - self.grid
+        # The jitter keeps the Cholesky factor of the numerically singular covariance real.
+        factor = np.linalg.cholesky(np.exp(-(d**2) / (2 * length**2)) + 1e-10 * np.eye(n_grid))
+        xi = gaussian_rows(seed, _STREAM_FUNCTIONS, numbers.start, numbers.stop, n_grid)
+        self.values = xi @ factor.T
+
+    def at(self, x: Array) -> Array:
+        """Function values.
+
+        Args:
+            x: Points in [0, 1], shape (n,).
+
+        Returns:
+            Shape (i, n).
+        """
+        return np.stack([np.interp(x, self.grid, row) for row in self.values])
+
+    def primitive(self, x: Array) -> Array:
+        """Integral from 0 to x of the interpolant, exact.
+
+        Args:
+            x: Points in [0, 1], shape (n,).
+
+        Returns:
+            Shape (i, n).
+        """
+        dx = self.grid[1]
+        whole = np.zeros_like(self.values)
+        whole[:, 1:] = np.cumsum(0.5 * dx * (self.values[:, 1:] + self.values[:, :-1]), axis=1)
+        cell = np.clip((x / dx).astype(int), 0, len(self.grid) - 2)
+        d = x - self.grid[cell]
+        left, right = self.values[:, cell], self.values[:, cell + 1]
+        return whole[:, cell] + left * d + (right - left) * d**2 / (2 * dx)
+
+
+class SpectralProcess:
+    """Draws of the process as sums of random cosines and sines: smooth, with a smooth primitive.
+
+    The covariance is the trapezoidal sum of the spectral density l sqrt(2 / pi) exp(-(l w)^2 / 2) on w >= 0, exact
+    to rounding for |d| <= 1 with the step and the range used here.
+
+    Args:
+        numbers: Global numbers of the functions.
+        seed: Seed of the draws.
+        length: Correlation length l.
+    """
+
+    def __init__(self, numbers: range, seed: int, length: float = 0.2) -> None:
+        # Step 2 pi / 4: copies of the covariance sit at distance 4, and exp(-(4 - 1)^2 / (2 l^2)) < 1e-48.
+        step = 2 * np.pi / 4.0
+        self.frequencies = np.arange(0.0, 9.0 / length, step)
+        weights = step * length * np.sqrt(2 / np.pi) * np.exp(-((length * self.frequencies) ** 2) / 2)
+        weights[0] /= 2
+        xi = gaussian_rows(seed, _STREAM_FUNCTIONS, numbers.start, numbers.stop, 2 * len(self.frequencies))
+        self.cosine, self.sine = np.split(xi * np.tile(np.sqrt(weights), 2), 2, axis=1)
+
+    def at(self, x: Array) -> Array:
+        """Function values.
+
+        Args:
+            x: Points, shape (n,).
+
+        Returns:
+            Shape (i, n).
+        """
+        phase = np.outer(self.frequencies, x)
+        return self.cosine @ np.cos(phase) + self.sine @ np.sin(phase)
+
+    def primitive(self, x: Array) -> Array:
+        """Integral from 0 to x, exact.
+
+        Args:
+            x: Points, shape (n,).
+
+        Returns:
+            Shape (i, n).
+        """
+        w = self.frequencies[1:, np.newaxis]
+        waves = (np.vstack([x, np.sin(w * x) / w]), np.vstack([np.zeros_like(x), (1 - np.cos(w * x)) / w]))
+        return self.cosine @ waves[0] + self.sine @ waves[1]

@@ -1,0 +1,216 @@
+"""Rows of the stacked residual: which points are fitted or held out, and which rank owns them.
+
+Everything is keyed by global point number. A :class:`RowSet` names the points of each block that belong
+together (fit or held-out); :func:`partition` cuts it into contiguous pieces of equal cost, one per MPI
+rank, possibly empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lsr_hpc.errors import JobError
+from lsr_hpc.functional import FunctionalModel
+from lsr_hpc.jacobian.probe import BlockProbe
+from lsr_hpc.problem import Field, ResidualBlock
+from lsr_hpc.sampling import held_out_mask
+
+__all__ = ["LocalRows", "RowSet", "Segment", "local_rows", "partition", "split_rows"]
+
+# A block smaller than this pins the solution down (a boundary value, one measurement): never held out.
+SMALLEST_SPLIT_BLOCK = 20
+_STREAM_HELD_OUT = 101
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Global point numbers of each block that belong to one set (fit or held-out)."""
+
+    blocks: tuple[ResidualBlock, ...]
+    probes: tuple[BlockProbe, ...]
+    indices: tuple[NDArray[np.int64], ...]
+
+    @property
+    def n_rows(self) -> int:
+        """Global number of residual rows in the set."""
+        return sum(len(i) * p.rows_per_point for i, p in zip(self.indices, self.probes, strict=True))
+
+    @property
+    def weight_sum(self) -> float:
+        """``sum_k weight_k * (share of block k in this set)``: turns a squared norm into a weighted mean."""
+        return sum(b.weight * len(i) / b.n_points for b, i in zip(self.blocks, self.indices, strict=True))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive points of one block that this rank owns, already scaled by the block's weight."""
+
+    block: ResidualBlock
+    probe: BlockProbe
+    tensors: tuple[Tensor, ...]
+    scale: float
+
+    @property
+    def n_points(self) -> int:
+        """Number of points."""
+        return int(self.tensors[0].shape[0])
+
+    @property
+    def n_rows(self) -> int:
+        """Number of residual rows."""
+        return self.n_points * self.probe.rows_per_point
+
+    def residual(self, field: Field, tile: slice = slice(None)) -> Tensor:
+        """Row-scaled residual of some of the points.
+
+        Args:
+            field: Network with bound parameters.
+            tile: Which of the segment's points.
+
+        Returns:
+            Shape (n_rows of the tile,), float64, rows of one point adjacent.
+        """
+        values = self.block.residual(field, *(t[tile] for t in self.tensors))
+        return self.scale * values.reshape(-1)
+
+
+@dataclass(frozen=True)
+class LocalRows:
+    """The rows of one set that this rank owns.
+
+    Attributes:
+        segments: Pieces of blocks, in global order.
+        first_row: Global number (within the set) of the first local row.
+        n_rows_global: Rows of the set over all ranks.
+        device: Where the data lives.
+    """
+
+    segments: tuple[Segment, ...]
+    first_row: int
+    n_rows_global: int
+    device: torch.device
+
+    @property
+    def n_rows(self) -> int:
+        """Local number of rows, may be 0."""
+        return sum(s.n_rows for s in self.segments)
+
+    def residual(self, field: Field, points_per_tile: int = 4096) -> Tensor:
+        """Evaluate the local, row-scaled residual.
+
+        Args:
+            field: Network with bound parameters.
+            points_per_tile: Points evaluated at once.
+
+        Returns:
+            Shape (n_rows,), float64, on the device of the data.
+
+        Raises:
+            JobError: If a value is NaN or Inf, naming block and point.
+        """
+        pieces = [torch.zeros(0, dtype=torch.float64, device=self.device)]
+        for segment in self.segments:
+            for lo in range(0, segment.n_points, points_per_tile):
+                with torch.no_grad():
+                    values = segment.residual(field, slice(lo, lo + points_per_tile))
+                _require_finite(values, segment, lo)
+                pieces.append(values)
+        return torch.cat(pieces)
+
+
+def _require_finite(values: Tensor, segment: Segment, first_point: int) -> None:
+    bad = torch.nonzero(~torch.isfinite(values))
+    if len(bad):
+        point = first_point + int(bad[0]) // segment.probe.rows_per_point
+        where = segment.tensors[0][point].tolist()
+        raise JobError(f"residual block {segment.block.name!r} is {values[bad[0, 0]].item()} at point {where}: "
+                       "check points and data there for NaN, Inf or a division by zero")
+
+
+def split_rows(blocks: Sequence[ResidualBlock], probes: Sequence[BlockProbe], fraction: float, seed: int
+               ) -> tuple[RowSet, RowSet]:
+    """Split the points of every block into fit and held-out.
+
+    Args:
+        blocks: Residual blocks.
+        probes: What :func:`lsr_hpc.jacobian.probe.probe_block` found for each.
+        fraction: Share of points to hold out, 0 <= fraction < 1.
+        seed: Seed of the choice.
+
+    Returns:
+        The fit set and the held-out set; the latter may be empty.
+    """
+    fit, held = [], []
+    for number, block in enumerate(blocks):
+        may_split = block.hold_out and block.n_points >= SMALLEST_SPLIT_BLOCK
+        mask = held_out_mask(seed, _STREAM_HELD_OUT + number, block.n_points, fraction if may_split else 0.0)
+        everything = np.arange(block.n_points)
+        fit.append(everything[~mask])
+        held.append(everything[mask])
+    return (RowSet(tuple(blocks), tuple(probes), tuple(fit)), RowSet(tuple(blocks), tuple(probes), tuple(held)))
+
+
+def partition(rows: RowSet, n_parts: int) -> list[list[tuple[int, int, int]]]:
+    """Cut a row set into contiguous parts of nearly equal cost.
+
+    Args:
+        rows: The set.
+        n_parts: Number of MPI ranks; may exceed the number of points.
+
+    Returns:
+        For each part its pieces ``(block number, first, behind last)`` in positions of ``rows.indices``.
+    """
+    counts = [len(i) for i in rows.indices]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    block_cost = np.array([c * p.flops_per_point for c, p in zip(counts, rows.probes, strict=True)], dtype=float)
+    cost_before = np.concatenate([[0.0], np.cumsum(block_cost)])
+    cuts = [0]
+    for part in range(1, n_parts):
+        target = cost_before[-1] * part / n_parts
+        k = min(int(np.searchsorted(cost_before, target, side="right")) - 1, len(counts) - 1)
+        within = round((target - cost_before[k]) / rows.probes[k].flops_per_point)
+        cuts.append(int(offsets[k]) + min(within, counts[k]))
+    cuts.append(int(offsets[-1]))
+    parts = []
+    for lo, hi in pairwise(cuts):
+        pieces = []
+        for k in range(len(counts)):
+            a, b = max(lo, offsets[k]) - offsets[k], min(hi, offsets[k + 1]) - offsets[k]
+            if a < b:
+                pieces.append((k, int(a), int(b)))
+        parts.append(pieces)
+    return parts
+
+
+def local_rows(rows: RowSet, mpi_rank: int, mpi_size: int, model: FunctionalModel) -> LocalRows:
+    """Load this rank's part of a row set.
+
+    Args:
+        rows: The set, equal on all ranks.
+        mpi_rank: This rank.
+        mpi_size: Number of ranks.
+        model: Its device receives the data.
+
+    Returns:
+        The local rows; no communication takes place.
+    """
+    parts = partition(rows, mpi_size)
+
+    def rows_in(pieces: Sequence[tuple[int, int, int]]) -> int:
+        return sum((hi - lo) * rows.probes[k].rows_per_point for k, lo, hi in pieces)
+
+    segments = []
+    for k, lo, hi in parts[mpi_rank]:
+        block, probe = rows.blocks[k], rows.probes[k]
+        tensors: tuple[Any, ...] = tuple(t.to(model.device) for t in block.take(rows.indices[k][lo:hi]))
+        scale = float(np.sqrt(block.weight / (block.n_points * probe.rows_per_point)))
+        segments.append(Segment(block, probe, tensors, scale))
+    return LocalRows(tuple(segments), sum(rows_in(p) for p in parts[:mpi_rank]), rows.n_rows, model.device)

@@ -1,0 +1,183 @@
+"""Settings of a refinement: the same frozen dataclasses for the Python API and for job files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from lsr_hpc.errors import JobError
+
+__all__ = ["ComputeSettings", "HeldOutSettings", "RefineSettings", "SolverSettings", "SubspaceSettings", "parse_bytes"]
+
+_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+          "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_bytes(text: str | int) -> int:
+    """Read a memory size.
+
+    Args:
+        text: A number of bytes, or a number with a unit such as ``"1.5GiB"`` or ``"800 MB"``.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        JobError: If it is neither, or not positive.
+    """
+    if isinstance(text, int) and text > 0:
+        return text
+    if isinstance(text, str):
+        number = text.strip().rstrip("BiKMGTk ")
+        unit = text.strip()[len(number):].strip()
+        try:
+            if unit in _UNITS and float(number) > 0:
+                return int(float(number) * _UNITS[unit])
+        except (ValueError, OverflowError):
+            pass
+    raise JobError(f"memory size {text!r} is not understood: write for example \"2GiB\" or \"800MB\"")
+
+
+def _choice(section: str, key: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise JobError(f"{section}.{key} = {value!r}: use one of {', '.join(map(repr, allowed))}")
+
+
+def _at_least(section: str, settings: object, **lowest: float) -> None:
+    for key, bound in lowest.items():
+        value = getattr(settings, key)
+        if value is not None and not bound <= value < float("inf"):
+            raise JobError(f"{section}.{key} = {value}: must be at least {bound}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubspaceSettings:
+    """Section ``[subspace]``: the directions in parameter space.
+
+    Attributes:
+        rank: Largest number of directions; the rank used is chosen up to it. At most the fitted rows.
+        basis: ``"svd"`` (SLEPc), ``"randomized"`` (the published range finder) or ``"random"`` (control).
+        svd: SLEPc solver behind ``"svd"``: ``"randomized"``, ``"trlanczos"`` or ``"cross"``.
+        iterations: Block iterations of SLEPc's randomized solver, restarts allowed to the others.
+        oversampling: Extra columns of the randomised methods.
+        test_matrix: ``"gaussian"`` or ``"uniform"``; for ``basis = "randomized"``.
+        orthogonalization: ``"auto"``, ``"tsqr"`` or ``"cholesky_qr2"``.
+        seed: Seed of the random draws.
+    """
+
+    rank: int = 100
+    basis: str = "svd"
+    svd: str = "randomized"
+    iterations: int = 2
+    oversampling: int = 10
+    test_matrix: str = "gaussian"
+    orthogonalization: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check each value."""
+        _choice("subspace", "basis", self.basis, ("svd", "randomized", "random"))
+        _choice("subspace", "svd", self.svd, ("randomized", "trlanczos", "cross"))
+        _choice("subspace", "test_matrix", self.test_matrix, ("gaussian", "uniform"))
+        _choice("subspace", "orthogonalization", self.orthogonalization, ("auto", "tsqr", "cholesky_qr2"))
+        _at_least("subspace", self, rank=1, iterations=1, oversampling=0, seed=0)
+
+    @property
+    def width(self) -> int:
+        """Columns of the widest block that the chosen method works with."""
+        is_sketch = self.basis == "randomized" or (self.basis == "svd" and self.svd == "randomized")
+        return self.rank + (self.oversampling if is_sketch else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverSettings:
+    """Section ``[solver]``: the least-squares problem.
+
+    Attributes:
+        type: ``"tsqr"`` (direct), or PETSc's ``"lsqr"`` or ``"cgls"``.
+        space: ``"subspace"``, or ``"full"`` for LSQR/CGLS over all parameters without a basis.
+        mu: Tikhonov damping of the coefficients, in residual per parameter; 0 for none.
+        cut: Singular values of the column-scaled reduced factor below ``cut`` times the largest are dropped;
+            absent means eps * max(rows, rank).
+        tolerance: Of LSQR/CGLS: ||A^T r|| / (||A|| ||r||).
+        max_iterations: Of LSQR/CGLS.
+        refit: Solve again on fitted and held-out rows together once the rank is chosen (costs nothing).
+    """
+
+    type: str = "tsqr"
+    space: str = "subspace"
+    mu: float = 0.0
+    cut: float | None = None
+    tolerance: float = 1e-12
+    max_iterations: int = 1000
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        """Check each value and how they go together."""
+        _choice("solver", "type", self.type, ("tsqr", "lsqr", "cgls"))
+        _choice("solver", "space", self.space, ("subspace", "full"))
+        _at_least("solver", self, mu=0.0, cut=0.0, tolerance=0.0, max_iterations=1)
+        if self.space == "full" and self.type == "tsqr":
+            raise JobError("solver.space = \"full\" needs an iterative solver: set solver.type to \"lsqr\" or \"cgls\"")
+        if self.mu > 0 and self.type != "tsqr":
+            raise JobError(f"solver.mu = {self.mu} needs solver.type = \"tsqr\": PETSc's {self.type} has no damping")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSettings:
+    """Section ``[held_out]``: the rows that choose the rank.
+
+    Attributes:
+        fraction: Share of the points of every large block; 0 takes the largest rank unjudged.
+        seed: Seed of the choice.
+    """
+
+    fraction: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check each value."""
+        _at_least("held_out", self, fraction=0.0, seed=0)
+        if self.fraction > 0.9:
+            raise JobError(f"held_out.fraction = {self.fraction}: at most 0.9, or nothing is left to fit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """Section ``[compute]``: resources.
+
+    Attributes:
+        memory_per_rank: Resident memory that one MPI rank may reach, libraries included, e.g. ``"2GiB"``.
+        jacobian: Representation of J: ``"matrix_free"``.
+        device: ``"auto"`` (a local GPU per rank where there is one), ``"cpu"`` or ``"cuda"``.
+    """
+
+    memory_per_rank: str = "4GiB"
+    jacobian: str = "matrix_free"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check each value."""
+        parse_bytes(self.memory_per_rank)
+        _choice("compute", "jacobian", self.jacobian, ("matrix_free",))
+        _choice("compute", "device", self.device, ("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings:
+    """Everything one-shot LSR needs besides the problem.
+
+    Attributes:
+        subspace: Directions.
+        solver: Least squares.
+        held_out: Rank selection.
+        compute: Resources.
+    """
+
+    subspace: SubspaceSettings = field(default_factory=SubspaceSettings)
+    solver: SolverSettings = field(default_factory=SolverSettings)
+    held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+
+
+SECTIONS: dict[str, Any] = {f.name: f.default_factory for f in fields(RefineSettings)}
