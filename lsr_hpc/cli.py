@@ -28,18 +28,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}",
+    def command(name: str, summary: str, example: str, more: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}\n{more}",
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
 
     refine = command("refine", "Refine a trained network inside the MPI world this is started in.",
-                     "mpiexec -n 2 lsr-hpc refine jobs/antiderivative.toml --out runs/anti")
+                     "mpiexec -n 2 lsr-hpc refine jobs/antiderivative.toml --out runs/anti",
+                     "Words after -- go to PETSc and SLEPc (prefix lsr_): ... refine JOB -- -lsr_svd_type trlanczos")
     _add_job_arguments(refine)
     refine.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the job); an "
                         "earlier run there is kept as DIR.previous")
     refine.add_argument("--dry-run", action="store_true", help="print the resolved job and the plan, do nothing")
-    refine.add_argument("petsc", nargs=argparse.REMAINDER, metavar="-- PETSC_OPTION",
-                        help="after --: options for PETSc and SLEPc, prefix lsr_, e.g. -- -lsr_svd_type trlanczos")
 
     train = command("train", "Make the trained start of a shipped problem again.",
                     "lsr-hpc train jobs/antiderivative.toml --out runs/weights/antiderivative.safetensors")
@@ -83,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lsr_hpc import doctor
 
         return doctor.main(words[1:])
-    options = _parser().parse_args(words)
+    # argparse has no clean way to hand the words behind "--" on, so they are cut off first.
+    cut = words.index("--") if "--" in words else len(words)
+    options = _parser().parse_args(words[:cut])
+    options.petsc_options = words[cut + 1 :]
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     if options.command == "refine":
         # Runs inside an MPI world: errors are agreed on or end all ranks, see there.
@@ -118,3 +120,7 @@ def _run_serial(options: argparse.Namespace) -> int:
     from lsr_hpc.commands import predict
 
     return predict.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,6 @@ Importing this module does not start MPI. Panels are blocks of b vectors, one ve
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,7 +17,7 @@ from lsr_hpc.errors import LsrError, RankError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["agree", "all_sum", "even_ranges", "gather_panel", "local_threads", "on_first", "reduce_panel", "sum_over_tree"]
+__all__ = ["agree", "all_sum", "even_ranges", "gather_panel", "on_first", "reduce_panel", "sum_over_tree"]
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
@@ -201,26 +200,3 @@ def on_first(comm: MPI.Comm, action: Callable[[], T]) -> T:
     if failure is not None:
         raise _agreed(failure)
     return result  # type: ignore[no-any-return]
-
-
-def local_threads(comm: MPI.Comm) -> int:
-    """Threads that this rank may use: its share of the cores of its node.
-
-    Args:
-        comm: Communicator.
-
-    Returns:
-        At least 1. ``OMP_NUM_THREADS`` wins where it is set; ranks bound to cores of their own use those.
-
-    Collective: one split by node and one allgather on it.
-    """
-    from mpi4py import MPI
-
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    affinities = node.allgather(sorted(os.sched_getaffinity(0)))
-    mine = affinities[node.rank]
-    sharers = sum(1 for a in affinities if set(a) & set(mine))
-    node.Free()
-    return max(1, len(mine) // sharers)

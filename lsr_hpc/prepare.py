@@ -56,6 +56,11 @@ class PreparedProblem:
     plan: MemoryPlan
 
     @property
+    def n_rows(self) -> int:
+        """Rows of the loss: fitted ones, and held-out ones unless they are the user's own validation data."""
+        return self.fit_rows.n_rows + (0 if self.problem.validation else self.held_rows.n_rows)
+
+    @property
     def comm(self) -> MPI.Comm:
         """Communicator of the refinement."""
         return self.jacobian.comm

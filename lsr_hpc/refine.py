@@ -45,6 +45,8 @@ log = logging.getLogger("lsr_hpc")
 
 # Least-squares gradient in the subspace, relative to ||J V|| ||r||, above which the solve is reported as inexact.
 _INEXACT_GRADIENT = 1e-6
+# Columns of J V below this many eps * ||J|| are rounding noise.
+_ROUNDING = 100.0
 # True over linear residual above which the linearisation, not the rank, limits the result.
 _NONLINEAR_RATIO = 2.0
 
@@ -167,13 +169,16 @@ def _solve_in_subspace(prepared: PreparedProblem, basis: Basis, av_local: Array,
     comm, options = prepared.comm, prepared.settings.solver
     train = reduce_rows(comm, av_local, r0_local, prepared.fit_rows.n_rows)
     held = reduce_rows(comm, held_av_local, h0_local, prepared.held_rows.n_rows) if prepared.held_rows.n_rows else None
-    scan = on_first(comm, lambda: scan_ranks(train.damped(options.mu), held, scan_grid(basis.rank), options.cut))
-    rank = choose_rank(scan)
+    usable = _above_rounding(train)
+    scan = on_first(comm, lambda: scan_ranks(train.damped(options.mu), held, scan_grid(usable), options.cut))
+    rank = choose_rank(scan, prepared.held_rows.n_rows)
     start = train.residual_norm(np.zeros(0))
     checks["explained_share"] = 1.0 - (train.rho / start) ** 2 if start > 0 else 0.0
 
     final = train.stacked_with(held) if held is not None and _shares_objective(prepared) else train
     advice: list[str] = []
+    if usable < basis.rank:
+        log.info("%d of %d directions carry rounding noise only and are left out", basis.rank - usable, basis.rank)
     if options.type == "tsqr" or rank == 0:
         solved = on_first(comm, lambda: final.damped(options.mu).solve(rank, options.cut))
         c, condition, detail, outcome = solved.c, solved.condition, "TSQR, SVD of the column-scaled factor", Outcome.REFINED
@@ -198,6 +203,17 @@ def _solve_in_subspace(prepared: PreparedProblem, basis: Basis, av_local: Array,
                     condition=condition, scan=scan, outcome=outcome, advice=advice, detail=detail)
 
 
+def _above_rounding(problem: ReducedProblem) -> int:
+    """Leading directions whose image J v stands out of the rounding of J V.
+
+    The columns of V have unit length, so each column of J V carries an error of a few eps * ||J||. A direction
+    that J maps below that is noise: a coefficient of any size would fit it, and spoil the predictor.
+    """
+    images = np.linalg.norm(problem.r, axis=0)
+    noise = np.flatnonzero(images <= _ROUNDING * np.finfo(float).eps * images.max(initial=0.0))
+    return int(noise[0]) if len(noise) else len(images)
+
+
 def _solve_full_space(prepared: PreparedProblem, r0_local: Array, h0_local: Array) -> Solution:
     """LSQR or CGLS over all parameters; the held-out rows accept or refuse the whole step."""
     comm, options = prepared.comm, prepared.settings.solver
@@ -209,7 +225,7 @@ def _solve_full_space(prepared: PreparedProblem, r0_local: Array, h0_local: Arra
     judged = prepared.held_rows.n_rows > 0
     scan = [ScanEntry(0, np.zeros(0), float(before), float(held) if judged else None, 0),
             ScanEntry(solved.iterations, np.zeros(0), solved.residual, float(held_refined) if judged else None, 0)]
-    rank = choose_rank(scan)
+    rank = choose_rank(scan, prepared.held_rows.n_rows)
     advice: list[str] = []
     outcome = _outcome_of(solved, advice)
     if rank == 0:
@@ -282,7 +298,7 @@ def _certify(prepared: PreparedProblem, basis: Basis | None, solution: Solution,
         error_before=errors[0], error_after=errors[-1], residual_before=solution.residual_before,
         residual_linear=solution.residual_linear, residual_true=residual_true,
         scan=_scan_as_json(prepared, solution.scan, errors), checks=checks,
-        counts={"rows": prepared.fit_rows.n_rows, "held_out_rows": prepared.held_rows.n_rows,
+        counts={"rows": prepared.n_rows, "held_out_rows": prepared.held_rows.n_rows,
                 "params": prepared.model.layout.size,
                 "jv_calls": counter.jv_calls, "jv_columns": counter.jv_columns,
                 "jtu_calls": counter.jtu_calls, "jtu_columns": counter.jtu_columns,

@@ -97,7 +97,7 @@ class DistributedJacobian:
         for lo in range(0, v_local.shape[0], self.columns_per_chunk):
             chunk = slice(lo, lo + self.columns_per_chunk)
             whole = gather_panel(self.comm, v_local[chunk], self.parameter_ranges)
-            out[chunk] = self.local.jv(torch.from_numpy(np.ascontiguousarray(whole))).cpu().numpy()
+            out[chunk] = self.local.jv(_as_torch(whole)).cpu().numpy()
         self._count("jv", v_local.shape[0], started)
         return out
 
@@ -117,7 +117,7 @@ class DistributedJacobian:
         out = np.empty((u_local.shape[0], hi_p - lo_p))
         for lo in range(0, u_local.shape[0], self.columns_per_chunk):
             chunk = slice(lo, lo + self.columns_per_chunk)
-            partial = self.local.jtu(torch.from_numpy(np.ascontiguousarray(u_local[chunk]))).cpu().numpy()
+            partial = self.local.jtu(_as_torch(u_local[chunk])).cpu().numpy()
             out[chunk] = reduce_panel(self.comm, partial, self.parameter_ranges)
         self._count("jtu", u_local.shape[0], started)
         return out
@@ -127,3 +127,8 @@ class DistributedJacobian:
         setattr(counter, f"{product}_calls", getattr(counter, f"{product}_calls") + 1)
         setattr(counter, f"{product}_columns", getattr(counter, f"{product}_columns") + columns)
         counter.seconds += time.perf_counter() - started
+
+
+def _as_torch(panel: Array) -> Tensor:
+    """Share memory with torch, which needs it contiguous and writable (PETSc lends read-only views)."""
+    return torch.from_numpy(np.require(panel, requirements=["C", "W"]))

@@ -12,8 +12,9 @@ from lsr_hpc.least_squares.reduced import ReducedProblem
 
 __all__ = ["ScanEntry", "choose_rank", "scan_grid", "scan_ranks"]
 
-# Held-out residuals within this factor of the best count as equal; the smaller rank then wins.
-PARSIMONY = 1.005
+# Held-out norms closer to the best than this share of their own sampling error count as equal, and the smaller
+# rank wins: beyond it the fit follows the sample, and the error of the field rises again.
+_INSIGNIFICANT = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,15 @@ def scan_ranks(train: ReducedProblem, held_out: ReducedProblem | None, ranks: Se
     return entries
 
 
-def choose_rank(scan: Sequence[ScanEntry]) -> int:
-    """Smallest rank whose held-out residual is within half a percent of the best; the largest without any.
+def choose_rank(scan: Sequence[ScanEntry], n_held_out: int) -> int:
+    """Smallest rank whose held-out residual is not significantly above the best; the largest rank without any.
+
+    The norm of n independent residuals is known to a relative standard error of 1 / sqrt(2 n); half of that is
+    the margin (a stricter form of the one-standard-error rule of Breiman et al. 1984).
 
     Args:
         scan: The nested scan.
+        n_held_out: Number of held-out rows.
 
     Returns:
         The chosen rank; 0 refuses the refinement.
@@ -83,5 +88,9 @@ def choose_rank(scan: Sequence[ScanEntry]) -> int:
     judged = [(e.rank, e.held_out) for e in scan if e.held_out is not None]
     if not judged:
         return scan[-1].rank
+    margin = 1 + _INSIGNIFICANT / np.sqrt(2 * n_held_out)
     best = min(held for _, held in judged)
-    return min(rank for rank, held in judged if held <= PARSIMONY * best)
+    # Rank 0 claims no improvement, so it has to be the best outright.
+    if judged[0] == (0, best):
+        return 0
+    return min(rank for rank, held in judged if rank > 0 and held <= margin * best)

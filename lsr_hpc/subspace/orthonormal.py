@@ -68,6 +68,7 @@ def orthonormalise(comm: MPI.Comm, panel_local: Array, method: str = "auto") -> 
             basis.orthogonalize(factor)
             total = np.triu(factor.getDenseArray()) @ total
         view = basis.getMat()
-        q_local = np.ascontiguousarray(local_panel(view).numpy()[:n_local].T)
+        # A copy: the view dies with the basis.
+        q_local = local_panel(view).numpy()[:n_local].T.copy()
         basis.restoreMat(view)
     return q_local, total

@@ -1,0 +1,169 @@
+"""``lsr-hpc refine``: one-shot LSR of a job inside the MPI world it is started in.
+
+Ranks agree on errors wherever they can; an error on one rank alone ends all ranks with one message that
+names rank, phase and cause. The first rank prints, and writes the run directory at the end in one rename.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
+from lsr_hpc.job import Job, build_problem, load_job
+from lsr_hpc.threads import local_threads
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from lsr_hpc.problem import ProblemFamily
+    from lsr_hpc.result import RefineResult
+
+__all__ = ["run"]
+
+# Variables by which launchers tell a process the size of its world.
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID", "MPI_LOCALRANKID")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Refine the job's problem, or print its plan.
+
+    Args:
+        options: Parsed command line.
+
+    Returns:
+        Exit code, equal on all ranks.
+
+    Collective: all ranks of COMM_WORLD.
+    """
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        print(f"lsr-hpc: mpi4py cannot be imported ({error}): run `lsr-hpc doctor`", file=sys.stderr)
+        return int(ExitCode.ENVIRONMENT)
+    comm = MPI.COMM_WORLD
+    try:
+        _check_world(comm)
+        return _run(options, comm)
+    except Exception as error:
+        return _end_all_ranks(comm, error, options.debug)
+
+
+def _check_world(comm: MPI.Comm) -> None:
+    """Refuse n worlds of one rank where a launcher meant one world of n (mixed MPI libraries)."""
+    meant = max((int(os.environ[v]) for v in _SIZE_VARIABLES if os.environ.get(v, "").isdigit()), default=1)
+    if "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "").isdigit():
+        meant = max(meant, int(os.environ["SLURM_STEP_NUM_TASKS"]))
+    if meant > 1 and comm.size == 1:
+        from mpi4py import MPI
+
+        library = MPI.Get_library_version().strip().rstrip("\0").split("\n")[0]
+        raise EnvironmentProblem(f"the launcher started {meant} processes, but each of them is alone in its MPI world: "
+                                 f"the launcher belongs to another MPI than mpi4py, which uses {library}; start with "
+                                 "that library's mpiexec (`lsr-hpc doctor` names it)")
+
+
+def _end_all_ranks(comm: MPI.Comm, error: Exception, debug: bool) -> int:
+    """Print one message and leave: together if all ranks know, by abort if the others may be waiting."""
+    code = error.exit_code if isinstance(error, LsrError) else ExitCode.CRASH
+    phase = getattr(error, "lsr_phase", None)
+    cause = str(error) if isinstance(error, LsrError) else f"{type(error).__name__}: {error}"
+    is_environment = isinstance(error, EnvironmentProblem) and comm.size == 1
+    together = comm.size == 1 or getattr(error, "is_agreed", False)
+    if debug:
+        traceback.print_exception(error)
+    if together:
+        first = next((os.environ[v] for v in _RANK_VARIABLES if v in os.environ), "0") == "0" if is_environment \
+            else comm.rank == 0
+        if first:
+            print(f"lsr-hpc: {cause}", file=sys.stderr, flush=True)
+        return int(code)
+    where = f"MPI rank {comm.rank} failed" + (f" in phase '{phase}'" if phase else "")
+    print(f"lsr-hpc: {where}: {cause}; all ranks are ended", file=sys.stderr, flush=True)
+    # A moment for the message to travel before the launcher tears the pipes down.
+    time.sleep(0.2)
+    comm.Abort(int(ExitCode.CRASH))
+    return int(ExitCode.CRASH)
+
+
+def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
+    # Thread counts must be known before the numerical libraries load.
+    threads = local_threads(comm)
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, str(threads))
+    from lsr_hpc.comm import agree
+
+    job = agree(comm, lambda: load_job(options.job, options.overrides, options.preset))
+    out: Path = options.out or Path("runs") / job.name
+    agree(comm, lambda: _check_out(out) if comm.rank == 0 and not options.dry_run else None)
+
+    import torch
+
+    from lsr_hpc.petsc import start
+    from lsr_hpc.problem import Problem, ProblemFamily
+
+    torch.set_num_threads(threads)
+    start(options.petsc_options)
+    if comm.rank != 0:
+        logging.getLogger("lsr_hpc").setLevel(logging.ERROR)
+    built = agree(comm, lambda: build_problem(job))
+    family = built if isinstance(built, ProblemFamily) else \
+        ProblemFamily(name=built.name, n_instances=1, instance=lambda _, p=built: p)  # type: ignore[misc]
+    assert isinstance(built, Problem | ProblemFamily)
+    if options.dry_run:
+        from lsr_hpc.commands.dry_run import print_plan
+
+        print_plan(job, family, comm)
+        return int(ExitCode.DONE)
+    return _refine_all(job, family, comm, out, threads)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse an output place that cannot be used, before any work."""
+    if out.exists() and not out.is_dir():
+        raise JobError(f"--out {out} is a file: name a directory")
+    if out.is_dir() and any(out.iterdir()) and not (out / "result.json").exists():
+        raise JobError(f"--out {out} is not empty and not a run of lsr-hpc: name another directory")
+    parent = next(p for p in out.absolute().parents if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise JobError(f"--out {out}: no permission to write in {parent}; name another directory")
+
+
+def _refine_all(job: Job, family: ProblemFamily, comm: MPI.Comm, out: Path, threads: int) -> int:
+    from lsr_hpc.comm import agree, on_first
+    from lsr_hpc.predictor import RefinedPredictor
+    from lsr_hpc.refine import refine
+    from lsr_hpc.report_text import headline, instance_line, summary_lines
+    from lsr_hpc.run_directory import write_run
+
+    import torch
+
+    started = time.perf_counter()
+    results: list[RefineResult] = []
+    predictors: list[RefinedPredictor] = []
+    for i in range(family.n_instances):
+        problem = agree(comm, lambda i=i: family.instance(i))  # type: ignore[misc]
+        result = refine(problem, comm, settings=job.refine_settings)
+        results.append(result)
+        if comm.rank == 0:
+            if i == 0:
+                print(headline(job, result, family.n_instances, comm.size, threads), flush=True)
+            print(instance_line(i, result), flush=True)
+            predictors.append(RefinedPredictor(problem.model, torch.from_numpy(result.delta), problem.model_spec))
+    from lsr_hpc.plan import peak_rss_bytes
+
+    peak = max(comm.allgather(peak_rss_bytes()))
+    total = time.perf_counter() - started
+    on_first(comm, lambda: write_run(out, job, family.name, results, predictors, world_size=comm.size,
+                                     threads=threads, seconds=total, peak_rss=peak))
+    if comm.rank == 0:
+        for line in summary_lines(results, out, total, peak):
+            print(line, flush=True)
+    return int(ExitCode.DONE)
