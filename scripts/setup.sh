@@ -75,12 +75,13 @@ fail() {  # fail WHAT [ADVICE...]
 }
 
 quietly() {  # quietly COMMAND...: output goes to the log; a line every 15 s shows that it is alive
-  local started=$SECONDS next=15
+  local started=$SECONDS next=15 pause=0.02
   { printf '+'; printf ' %q' "$@"; printf '\n'; } >>"$log"
   "$@" >>"$log" 2>&1 </dev/null 9<&- &
   child=$!
   while kill -0 "$child" 2>/dev/null; do
-    sleep 0.2
+    sleep "$pause"
+    if ((SECONDS > started)); then pause=0.2; fi
     if ((SECONDS - started >= next)); then
       say "$next s: $(tail -n 1 "$log" | tr -d '\r' | cut -c 1-90)"
       next=$((next + 15))
@@ -93,7 +94,7 @@ quietly() {  # quietly COMMAND...: output goes to the log; a line every 15 s sho
 }
 
 leave() {
-  if [[ -n $child ]]; then kill "$child" 2>/dev/null || true; fi
+  if [[ -n $child ]]; then kill "$child" 2>/dev/null && wait "$child" || true; fi
   if [[ -n $policy_is_ours ]]; then rm -f "$POLICY"; fi
 }
 
