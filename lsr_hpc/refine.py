@@ -43,8 +43,8 @@ __all__ = ["Solution", "refine"]
 Array = NDArray[np.float64]
 log = logging.getLogger("lsr_hpc")
 
-# Least-squares gradient in the subspace, relative to ||J V|| ||r||, above which the solve is reported as inexact.
-_INEXACT_GRADIENT = 1e-6
+# Least-squares gradient in the subspace, relative to the start, above which the solve is reported as inexact.
+_INEXACT_GRADIENT = 1e-8
 # Columns of J V below this many eps * ||J|| are rounding noise.
 _ROUNDING = 100.0
 # True over linear residual above which the linearisation, not the rank, limits the result.
@@ -255,11 +255,10 @@ def _whole(prepared: PreparedProblem, local: Array) -> Array:
 
 
 def _reduced_gradient(problem: ReducedProblem, c: Array) -> float:
-    """||(J V)^T r|| / (||J V||_F ||r||) at the solution, from the factor."""
+    """||(J V)^T r|| at the solution over the same at the start, from the factor."""
     r = problem.r[:, : len(c)]
-    misfit = r @ c - problem.z
-    scale = float(np.linalg.norm(r)) * problem.residual_norm(c)
-    return float(np.linalg.norm(r.T @ misfit)) / scale if scale > 0 else 0.0
+    start = float(np.linalg.norm(r.T @ problem.z))
+    return float(np.linalg.norm(r.T @ (r @ c - problem.z))) / start if start > 0 else 0.0
 
 
 def _certify(prepared: PreparedProblem, basis: Basis | None, solution: Solution, r0_local: Array,
@@ -282,7 +281,7 @@ def _certify(prepared: PreparedProblem, basis: Basis | None, solution: Solution,
     if math.isfinite(solution.condition):
         checks["condition"] = solution.condition
     if solution.outcome is Outcome.REFINED and solution.gradient > _INEXACT_GRADIENT:
-        advice.append(f"the reduced problem is solved to a relative gradient of {solution.gradient:.1e} only: "
+        advice.append(f"the reduced problem keeps a relative gradient of {solution.gradient:.1e}: "
                       "lower subspace.rank or solver.cut")
     if residual_true > _NONLINEAR_RATIO * solution.residual_linear and solution.rank:
         advice.append(f"the true residual {residual_true:.1e} stays above the linear one "

@@ -25,6 +25,7 @@ __all__ = ["IterativeSolution", "solve_full", "solve_reduced"]
 
 Array = NDArray[np.float64]
 _TEST_EVERY = 10
+_ROUNDING = 10 * np.finfo(float).eps
 
 
 @dataclass(frozen=True)
@@ -132,67 +133,95 @@ def _largest_singular_value(mat: Any, b: Any) -> float:
     return sigma
 
 
+class _Progress:
+    """Our own stopping test, evaluated from the iterate itself, and the best iterate so far.
+
+    In exact arithmetic both methods lower ||r|| monotonically. Once rounding has taken over, LSQR stands still and
+    CGLS can blow up, so the iteration ends when a test sees no progress, and the best iterate is the answer.
+    """
+
+    def __init__(self, scaled: Any, b: Any, tolerance: float, max_iterations: int) -> None:
+        PETSc, _ = libraries()
+        self._reasons = PETSc.KSP.ConvergedReason
+        self._scaled, self._b = scaled, b
+        self._b_norm = b.norm()
+        self._tolerance, self._max_iterations = tolerance, max_iterations
+        self._r, self._g = scaled.createVecLeft(), scaled.createVecRight()
+        self.best = scaled.createVecRight()
+        self.residual, self.gradient = self._b_norm, float("inf")
+        self.status = "running"
+
+    def destroy(self) -> None:
+        for vector in (self._r, self._g, self.best):
+            vector.destroy()
+
+    def look_at(self, x: Any) -> bool:
+        """Measure an iterate; whether it is better than the best so far."""
+        self._scaled.mult(x, self._r)
+        self._r.aypx(-1.0, self._b)
+        self._scaled.multTranspose(self._r, self._g)
+        residual = self._r.norm()
+        if not residual < self.residual:
+            return False
+        self.residual, self.gradient = residual, self._g.norm() / residual
+        x.copy(self.best)
+        return True
+
+    def __call__(self, ksp: Any, iteration: int, norm: float) -> Any:
+        is_last = iteration >= self._max_iterations
+        if iteration == 0 or (iteration % _TEST_EVERY and not is_last and np.isfinite(norm)):
+            return self._reasons.ITERATING
+        has_moved = self.look_at(ksp.buildSolution())
+        # ||A^T r|| below the rounding of A^T b cannot be told from zero, however small r is.
+        if self.gradient <= self._tolerance or self.gradient * self.residual <= _ROUNDING * self._b_norm:
+            self.status = "converged"
+            return self._reasons.CONVERGED_ATOL
+        if not has_moved:
+            self.status = "stagnated"
+            return self._reasons.CONVERGED_ITS
+        if is_last:
+            self.status = "stopped at the limit"
+            return self._reasons.DIVERGED_MAX_IT
+        return self._reasons.ITERATING
+
+
 def _solve(mat: Any, r0_local: Array, method: str, tolerance: float, max_iterations: int) -> IterativeSolution:
     PETSc, _ = libraries()
-    b, x, r = mat.createVecLeft(), mat.createVecRight(), mat.createVecLeft()
-    g = mat.createVecRight()
+    b, x = mat.createVecLeft(), mat.createVecRight()
     b.array[:] = 0.0
     b.array[: len(r0_local)] = -r0_local
-    reasons = PETSc.KSP.ConvergedReason
-    with destroying(b, x, r, g), translated_errors(f"KSP {method}"):
-        sigma = _largest_singular_value(mat, b)
-        b_norm = b.norm()
+    with destroying(b, x), translated_errors(f"KSP {method}"):
+        sigma, b_norm = _largest_singular_value(mat, b), b.norm()
         if sigma == 0.0 or b_norm == 0.0:
             # A^T b = 0: zero is the least-squares solution.
             return IterativeSolution(x.array_r.copy(), b_norm, 0.0, 0, True, "the gradient at zero vanishes")
         scaled = _scaled_operator(mat, 1.0 / sigma)
+        progress = _Progress(scaled, b, tolerance, max_iterations)
         ksp = PETSc.KSP().create(mat.getComm())
-        gradients = [float("inf")]
-
-        def measure(solution: Any) -> tuple[float, float]:
-            scaled.mult(solution, r)
-            r.aypx(-1.0, b)
-            scaled.multTranspose(r, g)
-            residual = r.norm()
-            return residual, g.norm() / residual if residual > 0 else 0.0
-
-        def test(solver: Any, iteration: int, norm: float) -> Any:
-            if not np.isfinite(norm):
-                return reasons.DIVERGED_NANORINF
-            if iteration == 0 or iteration % _TEST_EVERY:
-                return reasons.DIVERGED_MAX_IT if iteration >= max_iterations else reasons.ITERATING
-            residual, gradients[0] = measure(solver.buildSolution())
-            if gradients[0] <= tolerance:
-                return reasons.CONVERGED_ATOL_NORMAL if hasattr(reasons, "CONVERGED_ATOL_NORMAL") else 2
-            if residual <= np.finfo(float).eps * b_norm:
-                return reasons.CONVERGED_ATOL
-            return reasons.DIVERGED_MAX_IT if iteration >= max_iterations else reasons.ITERATING
-
-        with destroying(ksp, scaled):
+        with destroying(ksp, progress, scaled):
             ksp.setOptionsPrefix("lsr_")
             ksp.setOperators(scaled)
             ksp.setType(method)
             ksp.getPC().setType("none")
             ksp.setTolerances(rtol=0.0, atol=0.0, max_it=max_iterations)
-            ksp.setConvergenceTest(test)
+            ksp.setConvergenceTest(progress)
             ksp.setFromOptions()
             ksp.solve(b, x)
-            reason = ksp.getConvergedReason()
-            iterations = ksp.getIterationNumber()
-            residual, gradient = measure(x)
-        if reason < 0 and reason != reasons.DIVERGED_MAX_IT:
-            raise AccuracyError(f"KSP {method} broke down (reason {reason}) after {iterations} iterations: use "
-                                "solver.type = \"tsqr\", or check the residual for extreme scales")
-        # The scaled operator is A / sigma, so its solution is sigma times too large.
-        return IterativeSolution(x.array_r / sigma, residual, gradient, iterations, reason > 0,
-                                 _in_words(reason > 0, gradient, tolerance, iterations))
+            reason, iterations = ksp.getConvergedReason(), ksp.getIterationNumber()
+            if reason < 0 and reason != PETSc.KSP.ConvergedReason.DIVERGED_MAX_IT and progress.residual == b_norm:
+                raise AccuracyError(f"KSP {method} broke down (reason {reason}) after {iterations} iterations: use "
+                                    "solver.type = \"tsqr\", or check the residual for extreme scales")
+            # The scaled operator is A / sigma, so its solution is sigma times too large.
+            return IterativeSolution(progress.best.array_r / sigma, progress.residual, progress.gradient, iterations,
+                                     progress.status == "converged", _in_words(progress, tolerance, iterations))
 
 
-def _in_words(is_converged: bool, gradient: float, tolerance: float, iterations: int) -> str:
-    if is_converged:
-        return f"converged: relative gradient {gradient:.1e} after {iterations} iterations"
-    return (f"not converged: relative gradient {gradient:.1e} > {tolerance:.1e} after {iterations} iterations; raise "
-            "solver.max_iterations or solver.tolerance, or use solver.type = \"tsqr\"")
+def _in_words(progress: _Progress, tolerance: float, iterations: int) -> str:
+    measured = f"{progress.status}: relative gradient {progress.gradient:.1e} after {iterations} iterations"
+    if progress.status == "converged":
+        return measured
+    return (f"{measured}, wanted {tolerance:.1e}; raise solver.max_iterations or solver.tolerance, or use "
+            "solver.type = \"tsqr\"")
 
 
 class _ScaledContext:

@@ -1,0 +1,113 @@
+"""MPI program behind the tests: refine a small problem and write what came out, one file per case.
+
+usage: program.py OUTPUT_DIRECTORY CASE [CASE ...]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from lsr_hpc import Evaluation, HeldOutSettings, Problem, RefineSettings, ResidualBlock, SolverSettings, SubspaceSettings
+from lsr_hpc.commands.refine import _end_all_ranks
+from lsr_hpc.derivatives import along, second_along
+from lsr_hpc.models import MLP
+from lsr_hpc.refine import refine
+
+comm = MPI.COMM_WORLD
+torch.set_num_threads(1)
+
+
+def poisson(fail_on: int | None = None, nan_at: int | None = None) -> Problem:
+    """u'' = -sin(x) with boundary values: three blocks of very different cost."""
+    torch.manual_seed(3)
+    model = MLP([1, 16, 16, 1])
+    x = torch.linspace(0, torch.pi, 120, dtype=torch.float64)[:, None]
+    forcing = -torch.sin(x)
+    if nan_at is not None:
+        forcing[nan_at] = float("nan")
+    calls = [0]
+
+    def equation(u, x, f):
+        calls[0] += 1
+        if fail_on == comm.rank and calls[0] > 12:
+            raise ZeroDivisionError("deliberate")
+        return second_along(u, x) - f
+
+    return Problem(
+        name="poisson",
+        model=model,
+        blocks=[
+            ResidualBlock(name="equation", residual=equation, points=x, data=(forcing,)),
+            ResidualBlock(name="boundary", residual=lambda u, x: u(x), points=x[[0, -1]], weight=10.0),
+            ResidualBlock(name="slope", residual=lambda u, x: along(u, x) - torch.cos(x), points=x[::4], weight=0.1),
+        ],
+        evaluation=Evaluation(inputs=(x,), reference=torch.sin(x)),
+    )
+
+
+def wide() -> Problem:
+    """Four points of 60 outputs: on five ranks one of them owns no row."""
+    torch.manual_seed(3)
+    model = MLP([2, 12, 60])
+    x = torch.tensor([[0.1, 0.2], [0.7, -0.3], [-0.5, 0.4], [0.3, 0.9]], dtype=torch.float64)
+    target = torch.sin(torch.arange(60.0, dtype=torch.float64)) * x.sum(dim=1, keepdim=True)
+    return Problem(
+        name="wide",
+        model=model,
+        blocks=[ResidualBlock(name="misfit", residual=lambda u, x, y: u(x) - y, points=x, data=(target,))],
+        evaluation=Evaluation(inputs=(x,), reference=target),
+    )
+
+
+CASES = {
+    "svd": (poisson, SubspaceSettings(rank=40), {}),
+    "svd-trlanczos": (poisson, SubspaceSettings(rank=12, svd="trlanczos", iterations=200), {}),
+    "svd-cross": (poisson, SubspaceSettings(rank=8, svd="cross", iterations=200), {}),
+    "svd-cholesky": (poisson, SubspaceSettings(rank=5, oversampling=1, orthogonalization="cholesky_qr2"), {}),
+    "randomized": (poisson, SubspaceSettings(rank=40, basis="randomized"), {}),
+    "random": (poisson, SubspaceSettings(rank=40, basis="random"), {}),
+    "lsqr": (poisson, SubspaceSettings(rank=20), {"type": "lsqr"}),
+    "cgls": (poisson, SubspaceSettings(rank=20), {"type": "cgls"}),
+    "empty-rank-svd": (wide, SubspaceSettings(rank=40), {}),
+    "empty-rank-randomized": (wide, SubspaceSettings(rank=40, basis="randomized"), {}),
+    "empty-rank-lsqr": (wide, SubspaceSettings(rank=30), {"type": "lsqr"}),
+    "one-rank-raises": (lambda: poisson(fail_on=comm.size - 1), SubspaceSettings(rank=40), {}),
+    "nan-in-data": (lambda: poisson(nan_at=100), SubspaceSettings(rank=40), {}),
+}
+
+
+def run(case: str, output: str) -> None:
+    build, subspace, solver = CASES[case]
+    settings = RefineSettings(subspace=subspace, solver=SolverSettings(**solver), held_out=HeldOutSettings(fraction=0.2))
+    result = refine(build(), comm, settings=settings)
+    deltas = comm.allgather(result.delta)
+    rows = comm.gather(sum(1 for d in deltas if not np.array_equal(d, deltas[0])))
+    if comm.rank == 0:
+        assert rows is not None
+        from lsr_hpc import RefinedPredictor
+
+        problem = build()
+        predictor = RefinedPredictor(problem.model, torch.from_numpy(result.delta))
+        field = predictor(problem.evaluation.inputs[0]).numpy()
+        np.savez(
+            output,
+            field=field,
+            delta=result.delta,
+            unequal_ranks=sum(rows),
+            rank=result.rank,
+            train=[e["train"] for e in result.scan],
+            error=[result.error_before, result.error_after],
+            residual=[result.residual_before, result.residual_linear, result.residual_true],
+        )
+
+
+if __name__ == "__main__":
+    try:
+        for name in sys.argv[2:]:
+            run(name, f"{sys.argv[1]}/{name}.npz")
+    except Exception as error:
+        sys.exit(_end_all_ranks(comm, error, debug=False))
