@@ -17,6 +17,8 @@ export OMPI_MCA_rmaps_base_oversubscribe ?= 1
 export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
 # Containers may forbid one process to read another's memory; do not try, and do not warn about it.
 export OMPI_MCA_btl_vader_single_copy_mechanism ?= none
+# All ranks are on this machine; probing its networks only brings warnings (Open MPI 5 in containers).
+export OMPI_MCA_btl ?= ^tcp
 # Open MPI refuses to start as root unless told twice; in containers root is the usual user.
 ifeq ($(shell id -u),0)
 export OMPI_ALLOW_RUN_AS_ROOT := 1
@@ -33,7 +35,7 @@ endif
 
 demo: env  ## refine a small trained operator network on two MPI ranks and load the result
 	rm -rf runs/demo
-	$(MPIEXEC) -n 2 $(LSR_BIN)/lsr-hpc refine jobs/antiderivative.toml --out runs/demo
+	$(MPIEXEC) -n 2 $(LSR_BIN)/lsr-hpc refine jobs/antiderivative.toml --preset small --out runs/demo
 	$(PYTHON) -c "import numpy; numpy.save('runs/demo/points.npy', numpy.linspace(0, 1, 101)[:, None])"
 	$(LSR_BIN)/lsr-hpc predict runs/demo --input runs/demo/points.npy --output runs/demo/prediction.npy
 

@@ -300,7 +300,7 @@ main() {
   install_project
   begin 'doctor'
   if (($(id -u) == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
-  OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$VENV/bin/python" -m lsr_hpc.doctor --short | sed 's/^/      /' ||
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$VENV/bin/lsr-hpc" doctor --short | sed 's/^/      /' ||
     fail 'the environment was installed but does not work' 'Follow the -> lines above, then run the same make command again.'
   write_stamp
   printf 'set-up: complete in %d s (%s)\n' "$((SECONDS - started))" "$VENV"

@@ -31,14 +31,14 @@ case "$*" in
       *"$PIP_FAILS"*) echo "ERROR: No matching distribution found"; exit 1 ;;
       *torch==*+cpu*) echo cpu >torch-build ;;
       *torch==*) echo cuda >torch-build ;;
-      *--editable*) touch .venv/bin/lsr-hpc && chmod +x .venv/bin/lsr-hpc ;;
+      *--editable*) ln -sf "$LSR_SYSTEM_PYTHON" .venv/bin/lsr-hpc ;;
     esac ;;
   *"import torch"*) cat torch-build 2>/dev/null ;;
   *"import numpy"*) echo 1.24.2 ;;
   *importlib.metadata*) echo "torch==2.13.0+cpu"; echo "key==9" ;;
   *"sys.exit(sys.version_info"*) exit "${TOO_OLD:-0}" ;;
   *"sys.version_info"*) echo 3.11 ;;
-  "-m lsr_hpc.doctor"*) echo "exit ${DOCTOR:-0}: said the doctor"; exit "${DOCTOR:-0}" ;;
+  "doctor --short") echo "exit ${DOCTOR:-0}: said the doctor"; exit "${DOCTOR:-0}" ;;
   *) echo "stand-in: unexpected $*" >&2; exit 99 ;;
 esac
 """
