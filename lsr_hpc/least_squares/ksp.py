@@ -26,6 +26,8 @@ __all__ = ["IterativeSolution", "solve_full", "solve_reduced"]
 Array = NDArray[np.float64]
 _TEST_EVERY = 10
 _ROUNDING = 10 * np.finfo(float).eps
+# Tests in a row without progress after which the iteration ends; ||A^T r|| itself oscillates.
+_PATIENCE = 5
 
 
 @dataclass(frozen=True)
@@ -136,53 +138,75 @@ def _largest_singular_value(mat: Any, b: Any) -> float:
 class _Progress:
     """Our own stopping test, evaluated from the iterate itself, and the best iterate so far.
 
-    In exact arithmetic both methods lower ||r|| monotonically. Once rounding has taken over, LSQR stands still and
-    CGLS can blow up, so the iteration ends when a test sees no progress, and the best iterate is the answer.
+    In exact arithmetic both methods lower ||r|| monotonically; long before the gradient has met its tolerance ||r||
+    stands still to the last bit, and of iterates with equal ||r|| the one with the smaller ||A^T r|| is better. Once
+    rounding has taken over, LSQR stands still and CGLS can blow up, so the iteration ends when several tests in a
+    row see no progress, and the best iterate is the answer.
     """
 
     def __init__(self, scaled: Any, b: Any, tolerance: float, max_iterations: int) -> None:
         PETSc, _ = libraries()
         self._reasons = PETSc.KSP.ConvergedReason
         self._scaled, self._b = scaled, b
-        self._b_norm = b.norm()
         self._tolerance, self._max_iterations = tolerance, max_iterations
         self._r, self._g = scaled.createVecLeft(), scaled.createVecRight()
-        self.best = scaled.createVecRight()
-        self.residual, self.gradient = self._b_norm, float("inf")
-        self.status = "running"
+        self._last, self.best = scaled.createVecRight(), scaled.createVecRight()
+        self._tests_without_progress = 0
+        # The iterate zero, where A^T b may vanish but for rounding.
+        scaled.multTranspose(b, self._g)
+        self.residual = self._b_norm = b.norm()
+        self.gradient = self._g.norm() / self._b_norm
+        self.status = "converged" if self._is_solved() else "running"
 
     def destroy(self) -> None:
-        for vector in (self._r, self._g, self.best):
+        for vector in (self._r, self._g, self._last, self.best):
             vector.destroy()
 
-    def look_at(self, x: Any) -> bool:
-        """Measure an iterate; whether it is better than the best so far."""
-        self._scaled.mult(x, self._r)
+    def _is_solved(self) -> bool:
+        # ||A^T r|| below the rounding of A^T b cannot be told from zero, however small r is.
+        return self.gradient <= self._tolerance or self.gradient * self.residual <= _ROUNDING * self._b_norm
+
+    def _look_at_last(self) -> None:
+        """Measure the last iterate and keep it if it is the best so far."""
+        self._scaled.mult(self._last, self._r)
         self._r.aypx(-1.0, self._b)
         self._scaled.multTranspose(self._r, self._g)
-        residual = self._r.norm()
-        if not residual < self.residual:
-            return False
-        self.residual, self.gradient = residual, self._g.norm() / residual
-        x.copy(self.best)
-        return True
+        residual, normal = self._r.norm(), self._g.norm()
+        is_equal = abs(residual - self.residual) <= _ROUNDING * self.residual
+        if normal < self.gradient * self.residual if is_equal else residual < self.residual:
+            self.residual, self.gradient = residual, normal / residual if residual > 0 else 0.0
+            self._last.copy(self.best)
+            self._tests_without_progress = 0
+        else:
+            self._tests_without_progress += 1
 
     def __call__(self, ksp: Any, iteration: int, norm: float) -> Any:
-        is_last = iteration >= self._max_iterations
-        if iteration == 0 or (iteration % _TEST_EVERY and not is_last and np.isfinite(norm)):
+        if not np.isfinite(norm):
+            return self._reasons.DIVERGED_NANORINF
+        if iteration == 0:
             return self._reasons.ITERATING
-        has_moved = self.look_at(ksp.buildSolution())
-        # ||A^T r|| below the rounding of A^T b cannot be told from zero, however small r is.
-        if self.gradient <= self._tolerance or self.gradient * self.residual <= _ROUNDING * self._b_norm:
+        # A copy: when the gradient is zero to the last bit, CGLS divides by it in its next step.
+        ksp.buildSolution().copy(self._last)
+        is_last = iteration >= self._max_iterations
+        if iteration % _TEST_EVERY and not is_last:
+            return self._reasons.ITERATING
+        self._look_at_last()
+        if self._is_solved():
             self.status = "converged"
             return self._reasons.CONVERGED_ATOL
-        if not has_moved:
+        if self._tests_without_progress >= _PATIENCE:
             self.status = "stagnated"
             return self._reasons.CONVERGED_ITS
         if is_last:
             self.status = "stopped at the limit"
             return self._reasons.DIVERGED_MAX_IT
         return self._reasons.ITERATING
+
+    def conclude(self) -> None:
+        """Judge the last finite iterate where KSP ended by itself."""
+        if self.status == "running":
+            self._look_at_last()
+            self.status = "converged" if self._is_solved() else "broke down"
 
 
 def _solve(mat: Any, r0_local: Array, method: str, tolerance: float, max_iterations: int) -> IterativeSolution:
@@ -192,6 +216,9 @@ def _solve(mat: Any, r0_local: Array, method: str, tolerance: float, max_iterati
     b.array[: len(r0_local)] = -r0_local
     with destroying(b, x), translated_errors(f"KSP {method}"):
         sigma, b_norm = _largest_singular_value(mat, b), b.norm()
+        if not np.isfinite(sigma + b_norm):
+            raise AccuracyError(f"KSP {method}: J or the residual holds NaN or Inf: check the model's derivatives at "
+                                "the points")
         if sigma == 0.0 or b_norm == 0.0:
             # A^T b = 0: zero is the least-squares solution.
             return IterativeSolution(x.array_r.copy(), b_norm, 0.0, 0, True, "the gradient at zero vanishes")
@@ -199,18 +226,21 @@ def _solve(mat: Any, r0_local: Array, method: str, tolerance: float, max_iterati
         progress = _Progress(scaled, b, tolerance, max_iterations)
         ksp = PETSc.KSP().create(mat.getComm())
         with destroying(ksp, progress, scaled):
-            ksp.setOptionsPrefix("lsr_")
-            ksp.setOperators(scaled)
-            ksp.setType(method)
-            ksp.getPC().setType("none")
-            ksp.setTolerances(rtol=0.0, atol=0.0, max_it=max_iterations)
-            ksp.setConvergenceTest(progress)
-            ksp.setFromOptions()
-            ksp.solve(b, x)
-            reason, iterations = ksp.getConvergedReason(), ksp.getIterationNumber()
-            if reason < 0 and reason != PETSc.KSP.ConvergedReason.DIVERGED_MAX_IT and progress.residual == b_norm:
-                raise AccuracyError(f"KSP {method} broke down (reason {reason}) after {iterations} iterations: use "
-                                    "solver.type = \"tsqr\", or check the residual for extreme scales")
+            iterations = 0
+            if progress.status == "running":
+                ksp.setOptionsPrefix("lsr_")
+                ksp.setOperators(scaled)
+                ksp.setType(method)
+                ksp.getPC().setType("none")
+                ksp.setTolerances(rtol=0.0, atol=0.0, max_it=max_iterations)
+                ksp.setConvergenceTest(progress)
+                ksp.setFromOptions()
+                ksp.solve(b, x)
+                iterations = ksp.getIterationNumber()
+                progress.conclude()
+            if progress.status == "broke down" and progress.residual == b_norm:
+                raise AccuracyError(f"KSP {method} broke down (reason {ksp.getConvergedReason()}) after {iterations} "
+                                    "iterations: use solver.type = \"tsqr\", or check the residual for extreme scales")
             # The scaled operator is A / sigma, so its solution is sigma times too large.
             return IterativeSolution(progress.best.array_r / sigma, progress.residual, progress.gradient, iterations,
                                      progress.status == "converged", _in_words(progress, tolerance, iterations))
