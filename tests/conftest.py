@@ -1,0 +1,67 @@
+"""Fixtures that several test files share: a serial communicator and dense matrices dressed as Jacobians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lsr_hpc.jacobian.operator import DistributedJacobian
+
+Array = NDArray[np.float64]
+
+
+class DenseOperator:
+    """A matrix that is known entry by entry, behind the protocol that real Jacobians follow."""
+
+    def __init__(self, matrix: Array) -> None:
+        self.matrix = torch.from_numpy(np.ascontiguousarray(matrix))
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.matrix.shape[0])
+
+    @property
+    def n_parameters(self) -> int:
+        return int(self.matrix.shape[1])
+
+    def jv(self, v: Tensor) -> Tensor:
+        return v @ self.matrix.T
+
+    def jtu(self, u: Tensor) -> Tensor:
+        return u @ self.matrix
+
+
+@pytest.fixture(scope="session")
+def comm_self() -> Any:
+    from mpi4py import MPI
+
+    return MPI.COMM_SELF
+
+
+@pytest.fixture
+def as_jacobian(comm_self: Any) -> Callable[..., DistributedJacobian]:
+    """Wraps a dense matrix; the chunk is small, so that products of more columns take several."""
+
+    def wrap(matrix: Array, columns_per_chunk: int = 7) -> DistributedJacobian:
+        return DistributedJacobian(comm_self, DenseOperator(matrix), columns_per_chunk)
+
+    return wrap
+
+
+@pytest.fixture
+def with_spectrum() -> Callable[[int, int, Array, int], tuple[Array, Array, Array]]:
+    """Makes ``U diag(sigma) V^T`` of shape (n, p) from random orthonormal U and V; returns all three."""
+
+    def make(n: int, p: int, sigma: Array, seed: int = 0) -> tuple[Array, Array, Array]:
+        rng = np.random.default_rng(seed)
+        u = np.linalg.qr(rng.standard_normal((n, len(sigma))))[0]
+        v = np.linalg.qr(rng.standard_normal((p, len(sigma))))[0]
+        return (u * sigma) @ v.T, u, v
+
+    return make
