@@ -40,7 +40,7 @@ demo: env  ## refine a small trained operator network on two MPI ranks and load 
 	$(LSR_BIN)/lsr-hpc predict runs/demo --input runs/demo/points.npy --output runs/demo/prediction.npy
 
 lint: env  ## check style, formatting and types
-	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff check --output-format concise .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
