@@ -70,7 +70,7 @@ class ParameterLayout:
             One tensor of shape ``(*batch, *shape)`` per parameter name.
         """
         pieces = flat.split([prod(s) for s in self.shapes], dim=-1)
-        return {n: piece.reshape(*flat.shape[:-1], *s)
+        return {n: piece.reshape((*flat.shape[:-1], *s))
                 for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)}
 
     def read(self, model: nn.Module) -> Tensor:

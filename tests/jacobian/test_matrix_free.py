@@ -1,0 +1,375 @@
+"""Matrix-free products against a dense Jacobian, for networks and residuals of many kinds, in any tiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev
+
+from lsr_hpc.derivatives import along, second_along
+from lsr_hpc.functional import FunctionalModel
+from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
+from lsr_hpc.jacobian.operator import DistributedJacobian
+from lsr_hpc.jacobian.probe import probe_block
+from lsr_hpc.models import MLP, BoundDeepONet, DeepONet
+from lsr_hpc.problem import Field, ResidualBlock
+from lsr_hpc.rows import local_rows, split_rows
+
+# Both sides are exact derivatives in float64; sums of a few hundred terms in another order differ by less.
+RELATIVE = 1e-12
+
+
+@dataclass
+class Case:
+    """A network with residual blocks, small enough for a dense Jacobian."""
+
+    model: nn.Module
+    blocks: list[ResidualBlock]
+
+    def jacobian(self, columns_per_tile: int = 32, tile_bytes: int = 2**26) -> MatrixFreeJacobian:
+        model = FunctionalModel(self.model)
+        rows = split_rows(self.blocks, [probe_block(b, model) for b in self.blocks], 0.0, 0)[0]
+        return MatrixFreeJacobian(
+            model, local_rows(rows, 0, 1, model), columns_per_tile=columns_per_tile, tile_bytes=tile_bytes
+        )
+
+    def dense(self) -> Tensor:
+        """J entry by entry from the user's own functions, in float64; shares no code with the operator."""
+        parameters = {n: p.detach().double() for n, p in self.model.named_parameters() if p.requires_grad}
+        module = self.model.double()
+
+        def residual(tensors: dict[str, Tensor]) -> Tensor:
+            def u(*inputs: Tensor) -> Tensor:
+                return functional_call(module, tensors, inputs)
+
+            parts = []
+            for block in self.blocks:
+                values = block.residual(u, block.points, *block.data)
+                parts.append((block.weight / values.numel()) ** 0.5 * values.reshape(-1))
+            return torch.cat(parts)
+
+        pieces = jacrev(residual)(parameters)
+        return torch.cat([pieces[n].reshape(-1, p.numel()) for n, p in parameters.items()], dim=1)
+
+
+def column(*values: float, n: int = 0) -> Tensor:
+    return (
+        torch.tensor(values, dtype=torch.float64)[:, None]
+        if values
+        else torch.linspace(-1, 1, n).double()[:, None]
+    )
+
+
+def fit(u: Field, x: Tensor, y: Tensor) -> Tensor:
+    return u(x) - y
+
+
+def mlp() -> Case:
+    x = column(n=17)
+    return Case(
+        MLP([1, 8, 8, 1]), [ResidualBlock(name="fit", residual=fit, points=x, data=(torch.sin(3 * x),))]
+    )
+
+
+def deeponet() -> Case:
+    operator = DeepONet([6, 10, 7], [1, 9, 7])
+    y = column(n=13)
+    return Case(
+        BoundDeepONet(operator, torch.randn(6)),
+        [
+            ResidualBlock(name="start", residual=fit, points=column(0.0), data=(column(0.0),)),
+            ResidualBlock(name="ode", residual=lambda u, y: along(u, y) - torch.cos(y), points=y, weight=0.3),
+        ],
+    )
+
+
+def convolution() -> Case:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Conv2d(3, 2, 3, stride=2), nn.GELU(),
+                          nn.Flatten(), nn.Linear(8, 2))  # fmt: skip
+    images, targets = torch.randn(6, 2, 7, 7).double(), torch.randn(6, 2).double()
+    return Case(model, [ResidualBlock(name="images", residual=fit, points=images, data=(targets,))])
+
+
+class TiedAutoencoder(nn.Module):
+    """Decoder with the encoder's weight transposed, and one layer used twice under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(5, 4)
+        self.middle = nn.Linear(4, 4)
+        self.again = self.middle
+        self.shift = nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = torch.tanh(self.encoder(x))
+        code = torch.tanh(self.again(torch.tanh(self.middle(code))))
+        return code @ self.encoder.weight + self.shift
+
+
+def tied() -> Case:
+    x = torch.randn(11, 5).double()
+    return Case(TiedAutoencoder(), [ResidualBlock(name="itself", residual=lambda u, x: u(x) - x, points=x)])
+
+
+def pde() -> Case:
+    def burgers(u: Field, x: Tensor) -> Tensor:
+        return along(u, x, 1) + u(x) * along(u, x, 0) - 0.1 * second_along(u, x, 0)
+
+    points = torch.rand(8, 2).double()
+    return Case(
+        MLP([2, 6, 1]),
+        [
+            ResidualBlock(name="burgers", residual=burgers, points=points),
+            ResidualBlock(name="boundary", residual=lambda u, x: u(x)[:, 0], points=points[:3], weight=20.0),
+        ],
+    )
+
+
+def vector_valued() -> Case:
+    def cauchy_riemann(u: Field, x: Tensor, forcing: Tensor) -> Tensor:
+        du, dv = along(u, x, 0), along(u, x, 1)
+        return (
+            torch.stack([du[:, 0] - dv[:, 1], dv[:, 0] + du[:, 1], u(x)[:, 0] * u(x)[:, 1]], dim=1) - forcing
+        )
+
+    points = torch.rand(10, 2).double()
+    return Case(
+        MLP([2, 6, 2], "gelu"),
+        [
+            ResidualBlock(
+                name="system", residual=cauchy_riemann, points=points, data=(torch.randn(10, 3).double(),)
+            )
+        ],
+    )
+
+
+def partly_frozen() -> Case:
+    case = mlp()
+    for name, parameter in case.model.named_parameters():
+        parameter.requires_grad_("layers.2" in name)
+    return case
+
+
+class Normalised(nn.Module):
+    """Layer norm, batch norm with fixed statistics, and a scalar parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.batch, self.layer = nn.Linear(3, 6), nn.BatchNorm1d(6), nn.LayerNorm(6)
+        self.last, self.scale = nn.Linear(6, 1), nn.Parameter(torch.tensor(1.5))
+        self.batch.running_mean.normal_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.last(torch.tanh(self.layer(self.batch(self.first(x)))))
+
+
+def normalised() -> Case:
+    x = torch.randn(8, 3).double()
+    return Case(Normalised().eval(), [ResidualBlock(name="fit", residual=fit, points=x, data=(x[:, :1],))])
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "mlp": mlp, "deeponet": deeponet, "convolution": convolution, "tied": tied, "pde": pde,
+    "vector-valued": vector_valued, "partly frozen": partly_frozen, "normalised": normalised,
+}  # fmt: skip
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    torch.manual_seed(3)
+    return CASES[request.param]()
+
+
+def block_of(rows: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, columns)))
+
+
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    assert actual.dtype == torch.float64
+    assert actual.shape == expected.shape
+    assert float((actual - expected).norm()) <= RELATIVE * float(expected.norm())
+
+
+def test_product_with_j_is_the_dense_one(case: Case) -> None:
+    jacobian, dense = case.jacobian(), case.dense()
+    v = block_of(5, jacobian.n_parameters)
+
+    assert (jacobian.n_rows, jacobian.n_parameters) == tuple(dense.shape)
+    assert_equal(jacobian.jv(v), v @ dense.T)
+
+
+def test_product_with_the_transpose_is_the_dense_one(case: Case) -> None:
+    jacobian, dense = case.jacobian(), case.dense()
+    u = block_of(5, jacobian.n_rows)
+
+    assert_equal(jacobian.jtu(u), u @ dense)
+
+
+def test_products_are_adjoint(case: Case) -> None:
+    jacobian = case.jacobian()
+    u, v = block_of(4, jacobian.n_rows, 1), block_of(4, jacobian.n_parameters, 2)
+
+    left, right = u @ jacobian.jv(v).T, jacobian.jtu(u) @ v.T
+    scale = float(u.norm() * jacobian.jv(v).norm())
+    assert float((left - right).abs().max()) <= RELATIVE * scale
+
+
+TILINGS: Sequence[tuple[int, int]] = [
+    (32, 1),  # one point at a time
+    (1, 2**26),  # one column at a time
+    (3, 40_000),  # tiles that leave a remainder in both directions
+]
+
+
+@pytest.mark.parametrize(("columns_per_tile", "tile_bytes"), TILINGS)
+def test_tiling_does_not_change_the_products(case: Case, columns_per_tile: int, tile_bytes: int) -> None:
+    whole, tiled = case.jacobian(), case.jacobian(columns_per_tile, tile_bytes)
+    v, u = block_of(7, whole.n_parameters), block_of(7, whole.n_rows)
+
+    assert_equal(tiled.jv(v), whole.jv(v))
+    assert_equal(tiled.jtu(u), whole.jtu(u))
+
+
+@pytest.mark.parametrize("points_per_tile", [1, 2, 4, 8, 15, 16, 17])
+def test_tile_edges_neither_skip_nor_repeat_a_row(points_per_tile: int) -> None:
+    # 17 points; tiles of 16 leave a last one of few points, tiles of 1 make every point its own.
+    torch.manual_seed(3)
+    case = mlp()
+    per_point = 8 * probe_block(case.blocks[0], FunctionalModel(case.model)).numbers_per_point * 4
+    tiled, dense = case.jacobian(4, points_per_tile * per_point), case.dense()
+
+    assert_equal(tiled.jv(torch.eye(tiled.n_parameters).double()), dense.T.contiguous())
+    assert_equal(tiled.jtu(torch.eye(17).double()), dense)
+
+
+def test_column_of_a_block_product_is_the_single_product(case: Case) -> None:
+    jacobian = case.jacobian(columns_per_tile=4)
+    v, u = block_of(6, jacobian.n_parameters), block_of(6, jacobian.n_rows)
+    jv, jtu = jacobian.jv(v), jacobian.jtu(u)
+
+    for i in range(6):
+        assert_equal(jacobian.jv(v[i : i + 1]), jv[i : i + 1])
+        assert_equal(jacobian.jtu(u[i : i + 1]), jtu[i : i + 1])
+
+
+def test_products_are_repeatable_bit_for_bit(case: Case) -> None:
+    jacobian = case.jacobian(3, 40_000)
+    v, u = block_of(5, jacobian.n_parameters), block_of(5, jacobian.n_rows)
+
+    assert torch.equal(jacobian.jv(v), jacobian.jv(v))
+    assert torch.equal(jacobian.jtu(u), jacobian.jtu(u))
+
+
+def test_products_without_columns_are_empty(case: Case) -> None:
+    jacobian = case.jacobian()
+
+    assert jacobian.jv(torch.zeros(0, jacobian.n_parameters).double()).shape == (0, jacobian.n_rows)
+    assert jacobian.jtu(torch.zeros(0, jacobian.n_rows).double()).shape == (0, jacobian.n_parameters)
+
+
+def test_tied_parameters_count_once_and_collect_every_use() -> None:
+    torch.manual_seed(3)
+    case = tied()
+    jacobian = case.jacobian()
+    module = case.model.double()
+    # Reference by plain backward passes through the very module, which sums over all uses by itself.
+    parameters = list(module.parameters())
+    x = case.blocks[0].points
+    residual = (module(x) - x).reshape(-1) / x.numel() ** 0.5
+    rows = [
+        torch.cat([g.reshape(-1) for g in torch.autograd.grad(r, parameters, retain_graph=True)])
+        for r in residual
+    ]
+
+    assert jacobian.n_parameters == sum(p.numel() for p in parameters)
+    assert_equal(jacobian.jtu(torch.eye(len(residual)).double()), torch.stack(rows))
+
+
+def test_a_rank_without_rows_adds_nothing() -> None:
+    torch.manual_seed(3)
+    case = mlp()
+    model = FunctionalModel(case.model)
+    rows = split_rows(case.blocks, [probe_block(b, model) for b in case.blocks], 0.0, 0)[0]
+    nobody = [rank for rank in range(40) if local_rows(rows, rank, 40, model).n_rows == 0]
+    empty = MatrixFreeJacobian(
+        model, local_rows(rows, nobody[0], 40, model), columns_per_tile=4, tile_bytes=1
+    )
+
+    assert empty.jv(block_of(3, empty.n_parameters)).shape == (3, 0)
+    assert not empty.jtu(torch.zeros(3, 0).double()).any()
+
+
+def test_ranks_together_make_the_whole_jacobian() -> None:
+    torch.manual_seed(3)
+    case = pde()
+    model, dense = FunctionalModel(case.model), case.dense()
+    rows = split_rows(case.blocks, [probe_block(b, model) for b in case.blocks], 0.0, 0)[0]
+    v, u = block_of(3, dense.shape[1]), block_of(3, dense.shape[0])
+    jv, jtu, first = [], torch.zeros(3, dense.shape[1]).double(), 0
+    for rank in range(4):
+        local = local_rows(rows, rank, 4, model)
+        part = MatrixFreeJacobian(model, local, columns_per_tile=2, tile_bytes=1000)
+        assert local.first_row == first
+        jv.append(part.jv(v))
+        jtu += part.jtu(u[:, first : first + local.n_rows])
+        first += local.n_rows
+
+    assert_equal(torch.cat(jv, dim=1), v @ dense.T)
+    assert_equal(jtu, u @ dense)
+
+
+@pytest.mark.parametrize("columns_per_chunk", [1, 2, 6, 7, 100])
+def test_chunks_of_the_exchange_do_not_change_the_products(columns_per_chunk: int, comm_self: Any) -> None:
+    # 7 columns: chunks of 6 leave a last one of a single column.
+    torch.manual_seed(3)
+    case = vector_valued()
+    dense = case.dense().numpy()
+    jacobian = DistributedJacobian(comm_self, case.jacobian(), columns_per_chunk)
+    v, u = block_of(7, dense.shape[1]).numpy(), block_of(7, dense.shape[0]).numpy()
+
+    np.testing.assert_allclose(
+        jacobian.jv(v), v @ dense.T, rtol=0, atol=RELATIVE * np.linalg.norm(v @ dense.T)
+    )
+    np.testing.assert_allclose(jacobian.jtu(u), u @ dense, rtol=0, atol=RELATIVE * np.linalg.norm(u @ dense))
+    counter = jacobian.counter
+    assert (counter.jv_calls, counter.jv_columns, counter.jtu_calls, counter.jtu_columns) == (1, 7, 1, 7)
+    assert counter.seconds > 0
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "read-only"])
+def test_panels_of_any_layout_are_taken(layout: str, comm_self: Any) -> None:
+    torch.manual_seed(3)
+    case = mlp()
+    dense = case.dense().numpy()
+    jacobian = DistributedJacobian(comm_self, case.jacobian(), 3)
+    v = block_of(4, dense.shape[1]).numpy()
+    if layout == "transposed":
+        given = np.asfortranarray(v)
+    elif layout == "strided":
+        given = np.repeat(v, 2, axis=0)[::2]
+    else:
+        given = v.copy()
+        given.flags.writeable = False
+
+    np.testing.assert_allclose(jacobian.jv(given), v @ dense.T, rtol=0, atol=1e-12)
+
+
+def test_user_network_and_data_stay_as_they_were() -> None:
+    torch.manual_seed(3)
+    case = normalised()
+    state = {n: t.clone() for n, t in case.model.state_dict().items()}
+    points = case.blocks[0].points.clone()
+    jacobian = case.jacobian()
+    jacobian.jtu(jacobian.jv(block_of(3, jacobian.n_parameters)))
+
+    for name, tensor in case.model.state_dict().items():
+        assert tensor.dtype == state[name].dtype
+        assert torch.equal(tensor, state[name])
+    assert all(p.grad is None and p.requires_grad for p in case.model.parameters())
+    assert torch.equal(points, case.blocks[0].points)
