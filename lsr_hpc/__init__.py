@@ -14,12 +14,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Evaluation": "problem", "ModelSpec": "problem", "Problem": "problem", "ProblemFamily": "problem",
-    "ResidualBlock": "problem", "RefineResult": "result", "RefineSettings": "settings",
-    "RefinedPredictor": "predictor", "SolverSettings": "settings", "SubspaceSettings": "settings",
-    "HeldOutSettings": "settings", "ComputeSettings": "settings", "refine": "refine",
+    "Evaluation": "problem",
+    "ModelSpec": "problem",
+    "Problem": "problem",
+    "ProblemFamily": "problem",
+    "ResidualBlock": "problem",
+    "RefineResult": "result",
+    "RefineSettings": "settings",
+    "RefinedPredictor": "predictor",
+    "SolverSettings": "settings",
+    "SubspaceSettings": "settings",
+    "HeldOutSettings": "settings",
+    "ComputeSettings": "settings",
+    "refine": "refine",
 }
-__all__ = [*sorted(_PUBLIC), "__version__"]  # noqa: PLE0604 (names are resolved on first use, below)
+__all__ = [*sorted(_PUBLIC), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

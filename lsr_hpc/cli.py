@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,40 +22,78 @@ _JOB_HELP = "job file (TOML); the ready ones are in jobs/"
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="lsr-hpc", description="Linearized Subspace Refinement of trained neural networks on MPI, PETSc and SLEPc.",
-        epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash, 75 stopped in order, 76 broken "
-               "environment (see lsr-hpc doctor)")
+        prog="lsr-hpc",
+        description="Linearized Subspace Refinement of trained neural networks on MPI, PETSc and SLEPc.",
+        epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash, 75 stopped in order, "
+        "76 broken environment (see lsr-hpc doctor)",
+    )
     parser.add_argument("--version", action="version", version=f"lsr-hpc {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(name: str, summary: str, example: str, more: str = "") -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}\n{more}",
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example: {example}\n{more}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
-    refine = command("refine", "Refine a trained network inside the MPI world this is started in.",
-                     "mpiexec -n 2 lsr-hpc refine jobs/antiderivative.toml --out runs/anti",
-                     "Words after -- go to PETSc and SLEPc (prefix lsr_): ... refine JOB -- -lsr_svd_type trlanczos")
+    refine = command(
+        "refine",
+        "Refine a trained network inside the MPI world this is started in.",
+        "mpiexec -n 2 lsr-hpc refine jobs/antiderivative.toml --out runs/anti",
+        "Words after -- go to PETSc and SLEPc (prefix lsr_): ... refine JOB -- -lsr_svd_type trlanczos",
+    )
     _add_job_arguments(refine)
-    refine.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the job); an "
-                        "earlier run there is kept as DIR.previous")
-    refine.add_argument("--dry-run", action="store_true", help="print the resolved job and the plan, do nothing")
+    refine.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="run directory (default: runs/NAME of the job); an earlier run there is kept as DIR.previous",
+    )
+    refine.add_argument(
+        "--dry-run", action="store_true", help="print the resolved job and the plan, do nothing"
+    )
 
-    train = command("train", "Make the trained start of a shipped problem again.",
-                    "lsr-hpc train jobs/antiderivative.toml --out runs/weights/antiderivative.safetensors")
+    train = command(
+        "train",
+        "Make the trained start of a shipped problem again.",
+        "lsr-hpc train jobs/antiderivative.toml --out runs/weights/antiderivative.safetensors",
+    )
     _add_job_arguments(train)
-    train.add_argument("--out", type=Path, metavar="FILE", help="weights to write (default: runs/weights/NAME.safetensors); "
-                       "a record FILE with suffix .json goes beside it")
+    train.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="weights to write (default: runs/weights/NAME.safetensors); "
+        "a record FILE with suffix .json goes beside it",
+    )
 
-    predict = command("predict", "Evaluate a refined predictor at given points; needs neither MPI nor PETSc.",
-                      "lsr-hpc predict runs/anti --input x.npy --output y.npy --instance 3")
+    predict = command(
+        "predict",
+        "Evaluate a refined predictor at given points; needs neither MPI nor PETSc.",
+        "lsr-hpc predict runs/anti --input x.npy --output y.npy --instance 3",
+    )
     predict.add_argument("run", type=Path, metavar="DIR", help="run directory of refine")
-    predict.add_argument("--input", type=Path, required=True, metavar="X.npy", help="points, shape (n, d) or (n,)")
-    predict.add_argument("--output", type=Path, required=True, metavar="Y.npy",
-                         help="values, shape (n, C); (instances, n, C) for all instances of a family")
+    predict.add_argument(
+        "--input", type=Path, required=True, metavar="X.npy", help="points, shape (n, d) or (n,)"
+    )
+    predict.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="Y.npy",
+        help="values, shape (n, C); (instances, n, C) for all instances of a family",
+    )
     predict.add_argument("--instance", type=int, metavar="I", help="one instance of a family (default: all)")
 
-    doctor = command("doctor", "Check the installation, in words and with a remedy for each fault.", "lsr-hpc doctor --json")
+    doctor = command(
+        "doctor",
+        "Check the installation, in words and with a remedy for each fault.",
+        "lsr-hpc doctor --json",
+    )
     doctor.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     command("problems", "List the shipped problems.", "lsr-hpc problems")
     return parser
@@ -62,8 +101,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", type=Path, metavar="JOB", help=_JOB_HELP)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
-                        help="override one value of the job file; may be repeated")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override one value of the job file; may be repeated",
+    )
     parser.add_argument("--preset", metavar="NAME", help="use the job's [preset.NAME], e.g. small")
 
 
@@ -94,16 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refine.run(options)
     try:
         return _run_serial(options)
-    except LsrError as error:
+    except (LsrError, OSError) as error:
         if options.debug:
-            raise
-        print(f"lsr-hpc: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    except OSError as error:
-        if options.debug:
-            raise
-        print(f"lsr-hpc: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        return int(ExitCode.BAD_INPUT)
+            traceback.print_exception(error)
+        cause = error if isinstance(error, LsrError) else f"{error.strerror or error}: {error.filename or ''}"
+        print(f"lsr-hpc: {cause}", file=sys.stderr)
+        return int(error.exit_code if isinstance(error, LsrError) else ExitCode.BAD_INPUT)
 
 
 def _run_serial(options: argparse.Namespace) -> int:

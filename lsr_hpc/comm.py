@@ -7,6 +7,7 @@ Importing this module does not start MPI. Panels are blocks of b vectors, one ve
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -35,7 +36,7 @@ def even_ranges(n: int, n_parts: int) -> list[tuple[int, int]]:
     """
     base, extra = divmod(n, n_parts)
     edges = [part * base + min(part, extra) for part in range(n_parts + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def gather_panel(comm: MPI.Comm, local: Array, ranges: list[tuple[int, int]]) -> Array:
@@ -155,21 +156,27 @@ def agree(comm: MPI.Comm, action: Callable[[], T]) -> T:
         result = action()
     except Exception as caught:
         error = caught
-    described = None if error is None else (type(error) if isinstance(error, LsrError) else RankError,
-                                            str(error) if isinstance(error, LsrError)
-                                            else f"{type(error).__name__}: {error}")
+    described = (
+        None
+        if error is None
+        else (
+            type(error) if isinstance(error, LsrError) else RankError,
+            str(error) if isinstance(error, LsrError) else f"{type(error).__name__}: {error}",
+        )
+    )
     failures = [(rank, d) for rank, d in enumerate(comm.allgather(described)) if d is not None]
     if failures:
         rank, (kind, message) = failures[0]
         everywhere = len(failures) == comm.size
-        raise _agreed(kind(message if everywhere else f"MPI rank {rank}: {message}")) from error
+        agreed_error = kind(message if everywhere else f"MPI rank {rank}: {message}")
+        _mark_agreed(agreed_error)
+        raise agreed_error from error
     return result  # type: ignore[return-value]
 
 
-def _agreed(error: Exception) -> Exception:
+def _mark_agreed(error: Exception) -> None:
     """Mark an error that all ranks raise together: no rank waits for another, so none has to be aborted."""
     error.is_agreed = True  # type: ignore[attr-defined]
-    return error
 
 
 def on_first(comm: MPI.Comm, action: Callable[[], T]) -> T:
@@ -198,5 +205,6 @@ def on_first(comm: MPI.Comm, action: Callable[[], T]) -> T:
             outcome = (None, error)
     result, failure = comm.bcast(outcome, root=0)
     if failure is not None:
-        raise _agreed(failure)
+        _mark_agreed(failure)
+        raise failure
     return result  # type: ignore[no-any-return]

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+
+from lsr_hpc.autodiff import push_forward
 
 __all__ = ["along", "second_along", "value_and_along"]
 
@@ -34,8 +35,7 @@ def value_and_along(u: PointwiseField, x: Tensor, axis: int = 0) -> tuple[Tensor
     Returns:
         ``u(x)`` and ``du/dx_axis``, each (n, C).
     """
-    value, derivative = jvp(u, (x,), (_direction(x, axis),))
-    return value, derivative
+    return push_forward(u, x, _direction(x, axis))
 
 
 def along(u: PointwiseField, x: Tensor, axis: int = 0) -> Tensor:

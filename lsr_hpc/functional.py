@@ -9,8 +9,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import functional_call
 
+from lsr_hpc.autodiff import push_forward
 from lsr_hpc.errors import JobError
 from lsr_hpc.params import ParameterLayout
 from lsr_hpc.problem import Field
@@ -40,8 +41,10 @@ class FunctionalModel:
     def __init__(self, model: nn.Module, device: torch.device | str = "cpu") -> None:
         for name, module in model.named_modules():
             if isinstance(module, _BATCH_DEPENDENT) and module.training:
-                raise JobError(f"layer {name!r} ({type(module).__name__}) is in training mode, so the residual is not "
-                               "a fixed function of the parameters: call model.eval() first")
+                raise JobError(
+                    f"layer {name!r} ({type(module).__name__}) is in training mode, so the residual is not "
+                    "a fixed function of the parameters: call model.eval() first"
+                )
         self.device = torch.device(device)
         self.layout = ParameterLayout.of(model)
         self._module = copy.deepcopy(model).double().to(self.device)
@@ -59,9 +62,11 @@ class FunctionalModel:
         Returns:
             The network as a function of its inputs.
         """
+
         def field(*inputs: Tensor) -> Tensor:
             output: Tensor = functional_call(self._module, tensors, inputs)
             return output
+
         return field
 
     def field(self, theta: Tensor | None = None) -> Field:
@@ -87,9 +92,11 @@ class FunctionalModel:
         tangents = self.layout.unflatten(delta)
 
         def field(*inputs: Tensor) -> Tensor:
-            value, correction = jvp(lambda tensors: self.field_of_tensors(tensors)(*inputs),
-                                    (self._theta0_tensors,), (tangents,))
+            value, correction = push_forward(
+                lambda tensors: self.field_of_tensors(tensors)(*inputs), self._theta0_tensors, tangents
+            )
             return value + correction
+
         return field
 
     @property

@@ -29,10 +29,18 @@ from lsr_hpc.settings import (
 )
 
 if typing.TYPE_CHECKING:
-    from lsr_hpc.problem import Problem, ProblemFamily
+    from lsr_hpc.problem import ProblemFamily
     from lsr_hpc.training import TrainingSettings, TrainingTask
 
-__all__ = ["Job", "ProblemSettings", "TrainSettings", "build_problem", "dump_toml", "load_job", "training_task"]
+__all__ = [
+    "Job",
+    "ProblemSettings",
+    "TrainSettings",
+    "build_problem",
+    "dump_toml",
+    "load_job",
+    "training_task",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,7 @@ class ProblemSettings:
     """Section ``[problem]``, or ``problem = "..."`` for the function alone.
 
     Attributes:
-        function: A shipped problem's name, ``"package.module:function"`` or ``"file.py:function"``.
+        function: Name of a shipped problem, ``package.module:function`` or ``file.py:function``.
         weights: Trained weights (safetensors), relative to the job file; verified against ``NAME.json`` beside
             them where there is one. Passed to the function as its first argument.
         args: Keyword arguments of the function.
@@ -81,7 +89,7 @@ class TrainSettings:
             if not getattr(self, key) > 0:
                 raise JobError(f"train.{key} = {getattr(self, key)}: must be positive")
         if self.schedule not in {"cosine", "exponential"}:
-            raise JobError(f"train.schedule = {self.schedule!r}: use \"cosine\" or \"exponential\"")
+            raise JobError(f'train.schedule = {self.schedule!r}: use "cosine" or "exponential"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +117,9 @@ class Job:
     @property
     def refine_settings(self) -> RefineSettings:
         """The numerical sections together."""
-        return RefineSettings(subspace=self.subspace, solver=self.solver, held_out=self.held_out, compute=self.compute)
+        return RefineSettings(
+            subspace=self.subspace, solver=self.solver, held_out=self.held_out, compute=self.compute
+        )
 
     def as_toml(self) -> str:
         """The fully resolved job as a job file."""
@@ -134,7 +144,9 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), preset: str | None
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise JobError(f"job file {path} does not exist: check the path; the ready ones are in jobs/") from None
+        raise JobError(
+            f"job file {path} does not exist: check the path; the ready ones are in jobs/"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"job file {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
@@ -153,8 +165,9 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), preset: str | None
     mistakes: list[str] = []
     job = _read(Job, {"name": path.stem, **table}, "", mistakes)
     if mistakes:
-        raise JobError(f"{path}: " + (mistakes[0] if len(mistakes) == 1 else
-                                      "".join(f"\n  - {m}" for m in mistakes)))
+        raise JobError(
+            f"{path}: " + (mistakes[0] if len(mistakes) == 1 else "".join(f"\n  - {m}" for m in mistakes))
+        )
     assert isinstance(job, Job)
     return _absolute(job, path.parent)
 
@@ -233,7 +246,13 @@ def _convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
         return float(value)
     expected = dict if typing.get_origin(hint) is dict else hint
     if type(value) is not expected:
-        names = {int: "an integer", float: "a number", str: "a string", bool: "true or false", dict: "a table"}
+        names = {
+            int: "an integer",
+            float: "a number",
+            str: "a string",
+            bool: "true or false",
+            dict: "a table",
+        }
         mistakes.append(f"{label} = {value!r}: {names[expected]} is expected")
     return value
 
@@ -260,8 +279,11 @@ def dump_toml(table: Mapping[str, Any], prefix: str = "") -> str:
     Returns:
         TOML text that :mod:`tomllib` reads back to the same table.
     """
-    lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in table.items()
-             if not isinstance(v, Mapping) and v is not None]
+    lines = [
+        f"{_toml_key(k)} = {_toml_value(v)}"
+        for k, v in table.items()
+        if not isinstance(v, Mapping) and v is not None
+    ]
     text = "".join(line + "\n" for line in lines)
     for key, value in table.items():
         if isinstance(value, Mapping) and value:
@@ -283,14 +305,14 @@ def _toml_value(value: Any) -> str:
     return repr(value)
 
 
-def build_problem(job: Job) -> Problem | ProblemFamily:
+def build_problem(job: Job) -> ProblemFamily:
     """Call the function that the job names.
 
     Args:
         job: The job.
 
     Returns:
-        The problem, or a family of instances.
+        The family of instances; a single problem is a family of one.
 
     Raises:
         JobError: If the function cannot be found, refuses its arguments, or returns something else.
@@ -302,17 +324,23 @@ def build_problem(job: Job) -> Problem | ProblemFamily:
     if job.problem.weights is not None:
         arguments.append(read_weights(Path(job.problem.weights)))
     elif job.problem.function in PROBLEMS:
-        raise JobError("problem.weights is missing: name the trained weights, or make them with `lsr-hpc train`")
+        raise JobError(
+            "problem.weights is missing: name the trained weights, or make them with `lsr-hpc train`"
+        )
     _check_arguments(function, job.problem.args, "problem.args", skip=len(arguments))
     try:
         problem = function(*arguments, **job.problem.args)
     except JobError:
         raise
     except RuntimeError as error:
-        raise JobError(f"problem {job.problem.function!r} could not be built from {job.problem.weights}: {error}") from error
+        raise JobError(
+            f"problem {job.problem.function!r} could not be built from {job.problem.weights}: {error}"
+        ) from error
     if not isinstance(problem, Problem | ProblemFamily):
-        raise JobError(f"problem {job.problem.function!r} returned {type(problem).__name__}: return an lsr_hpc.Problem")
-    return problem
+        raise JobError(
+            f"problem {job.problem.function!r} returned {type(problem).__name__}: return an lsr_hpc.Problem"
+        )
+    return ProblemFamily.of(problem) if isinstance(problem, Problem) else problem
 
 
 def read_weights(path: Path) -> Any:
@@ -349,8 +377,10 @@ def training_task(job: Job) -> tuple[TrainingTask, TrainingSettings]:
     from lsr_hpc.training import TrainingSettings
 
     if job.problem.function not in PROBLEMS:
-        raise JobError(f"problem {job.problem.function!r} is your own: train it with your own program; "
-                       f"`lsr-hpc train` re-makes {', '.join(PROBLEMS)}")
+        raise JobError(
+            f"problem {job.problem.function!r} is your own: train it with your own program; "
+            f"`lsr-hpc train` re-makes {', '.join(PROBLEMS)}"
+        )
     if job.train is None:
         raise JobError("the job has no [train] section: add steps and batch_size")
     settings = TrainingSettings(**{k: v for k, v in asdict(job.train).items() if k != "args"})
@@ -368,8 +398,9 @@ def _find_function(name: str) -> Callable[..., Any]:
     if not colon:
         near = difflib.get_close_matches(name, list(PROBLEMS), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(PROBLEMS)}"
-        raise JobError(f"problem {name!r} is not known; {hint} Or write \"package.module:function\" or "
-                       "\"file.py:function\"")
+        raise JobError(
+            f'problem {name!r} is not known; {hint} Or write "package.module:function" or "file.py:function"'
+        )
     try:
         if module_name.endswith(".py"):
             spec = importlib.util.spec_from_file_location("lsr_hpc_user_problem", module_name)
@@ -387,14 +418,19 @@ def _find_function(name: str) -> Callable[..., Any]:
     return function
 
 
-def _check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], label: str, skip: int) -> None:
+def _check_arguments(
+    function: Callable[..., Any], arguments: Mapping[str, Any], label: str, skip: int
+) -> None:
     """Compare keyword arguments with a function's signature: names, and the plain types it annotates."""
     parameters = dict(list(inspect.signature(function).parameters.items())[skip:])
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     mistakes = [_unknown(f"{label}.{k}", k, list(parameters)) for k in arguments if k not in parameters]
-    missing = [k for k, p in parameters.items()
-               if p.default is p.empty and k not in arguments and p.kind is not p.VAR_POSITIONAL]
+    missing = [
+        k
+        for k, p in parameters.items()
+        if p.default is p.empty and k not in arguments and p.kind is not p.VAR_POSITIONAL
+    ]
     mistakes += [f"{label}.{k} is missing" for k in missing]
     hints = typing.get_type_hints(function)
     for key, value in arguments.items():

@@ -57,8 +57,13 @@ class ParameterLayout:
             Tensor of shape ``(*batch, P)``.
         """
         batch = tensors[self.names[0]].dim() - len(self.shapes[0])
-        return torch.cat([tensors[n].flatten(start_dim=batch) if s else tensors[n].unsqueeze(-1)
-                          for n, s in zip(self.names, self.shapes, strict=True)], dim=-1)
+        return torch.cat(
+            [
+                tensors[n].flatten(start_dim=batch) if s else tensors[n].unsqueeze(-1)
+                for n, s in zip(self.names, self.shapes, strict=True)
+            ],
+            dim=-1,
+        )
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """Split flat vectors into tensors of the network (views where the memory allows).
@@ -69,9 +74,11 @@ class ParameterLayout:
         Returns:
             One tensor of shape ``(*batch, *shape)`` per parameter name.
         """
-        pieces = flat.split([prod(s) for s in self.shapes], dim=-1)
-        return {n: piece.reshape((*flat.shape[:-1], *s))
-                for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)}
+        pieces = torch.split(flat, [prod(s) for s in self.shapes], dim=-1)
+        return {
+            n: piece.reshape((*flat.shape[:-1], *s))
+            for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)
+        }
 
     def read(self, model: nn.Module) -> Tensor:
         """Copy the parameters of ``model`` into one flat, detached vector of shape (P,).

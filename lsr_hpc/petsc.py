@@ -28,19 +28,23 @@ def start(options: Sequence[str] = ()) -> None:
     Collective: over COMM_WORLD. Only the first call in a process has an effect.
     """
     try:
-        from mpi4py import MPI  # noqa: F401  (first, so that mpi4py's thread level wins)
         import slepc4py
+        from mpi4py import MPI  # noqa: F401  (first, so that mpi4py's thread level wins)
 
         slepc4py.init(["lsr-hpc", *options])
         from petsc4py import PETSc
         from slepc4py import SLEPc  # noqa: F401
     except ImportError as error:
-        raise EnvironmentProblem(f"the MPI solvers cannot be imported ({error}): run `lsr-hpc doctor`") from error
+        raise EnvironmentProblem(
+            f"the MPI solvers cannot be imported ({error}): run `lsr-hpc doctor`"
+        ) from error
     import numpy as np
 
     if np.dtype(PETSc.ScalarType) != np.float64:
-        raise EnvironmentProblem(f"PETSc is built with scalar type {np.dtype(PETSc.ScalarType)}, float64 is needed: "
-                                 "install the real double-precision build (see `lsr-hpc doctor`)")
+        raise EnvironmentProblem(
+            f"PETSc is built with scalar type {np.dtype(PETSc.ScalarType)}, float64 is needed: "
+            "install the real double-precision build (see `lsr-hpc doctor`)"
+        )
 
 
 def libraries() -> tuple[Any, Any]:
@@ -116,9 +120,9 @@ def local_panel(mat: Any) -> Any:
     Returns:
         Tensor of shape (local rows, columns). After writing call ``mat.stateIncrease()``.
     """
-    import torch
+    from torch.utils.dlpack import from_dlpack
 
-    return torch.from_dlpack(mat)
+    return from_dlpack(mat)
 
 
 def set_initial_space(svd: Any, right: list[Any], left: list[Any]) -> None:

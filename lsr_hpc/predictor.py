@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import functional_call
 
+from lsr_hpc.autodiff import push_forward
 from lsr_hpc.errors import JobError
 from lsr_hpc.models import ARCHITECTURES
 from lsr_hpc.params import ParameterLayout
@@ -39,11 +40,15 @@ class RefinedPredictor(nn.Module):
         JobError: If ``delta`` does not fit the network.
     """
 
+    delta: Tensor
+
     def __init__(self, network: nn.Module, delta: Tensor, spec: ModelSpec | None = None) -> None:
         super().__init__()
         self.layout = ParameterLayout.of(network)
         if delta.shape != (self.layout.size,):
-            raise JobError(f"delta has shape {tuple(delta.shape)}, the network has {self.layout.size} trainable parameters")
+            raise JobError(
+                f"delta has shape {tuple(delta.shape)}, the network has {self.layout.size} trainable numbers"
+            )
         self.network = copy.deepcopy(network).double().eval()
         self.spec = spec
         self.register_buffer("delta", delta.detach().clone().double())
@@ -59,16 +64,16 @@ class RefinedPredictor(nn.Module):
         Returns:
             Refined outputs, (n, C), in the dtype of the predictor (float64 unless converted).
         """
-        delta: Tensor = self.delta
+        delta = self.delta
         inputs = tuple(x.to(delta.dtype) if x.is_floating_point() else x for x in inputs)
         named = dict(self.network.named_parameters())
-        theta0 = {n: named[n] for n in self.layout.names}
+        theta0: dict[str, Tensor] = {n: named[n] for n in self.layout.names}
 
         def output(tensors: dict[str, Tensor]) -> Tensor:
             value: Tensor = functional_call(self.network, tensors, inputs)
             return value
 
-        value, correction = jvp(output, (theta0,), (self.layout.unflatten(delta),))
+        value, correction = push_forward(output, theta0, self.layout.unflatten(delta))
         refined: Tensor = value + correction
         return refined
 
@@ -83,8 +88,10 @@ class RefinedPredictor(nn.Module):
             Refined outputs, (n, C).
         """
         with torch.no_grad():
-            return torch.cat([self(*(x[lo : lo + batch_size] for x in inputs))
-                              for lo in range(0, max(1, inputs[0].shape[0]), batch_size)])
+            return torch.cat([
+                self(*(x[lo : lo + batch_size] for x in inputs))
+                for lo in range(0, max(1, inputs[0].shape[0]), batch_size)
+            ])
 
     def save(self, directory: str | Path) -> None:
         """Store the predictor as safetensors and JSON.
@@ -95,7 +102,9 @@ class RefinedPredictor(nn.Module):
         save_predictors(Path(directory), [self])
 
     @classmethod
-    def load(cls, directory: str | Path, instance: int = 0, model: nn.Module | None = None) -> RefinedPredictor:
+    def load(
+        cls, directory: str | Path, instance: int = 0, model: nn.Module | None = None
+    ) -> RefinedPredictor:
         """Load one stored predictor.
 
         Args:
@@ -112,8 +121,10 @@ class RefinedPredictor(nn.Module):
         path = Path(directory)
         manifest = _read(path)
         if not 0 <= instance < manifest["n_instances"]:
-            raise JobError(f"instance {instance} does not exist: {path} holds {manifest['n_instances']} "
-                           f"(0 to {manifest['n_instances'] - 1})")
+            raise JobError(
+                f"instance {instance} does not exist: {path} holds {manifest['n_instances']} "
+                f"(0 to {manifest['n_instances'] - 1})"
+            )
         return _load_instance(path, manifest, instance, model)
 
 
@@ -134,12 +145,19 @@ def save_predictors(directory: Path, predictors: Sequence[RefinedPredictor]) -> 
             own = {f"state.{n}": t for n, t in state.items() if n not in shared}
             digests[name] = write_tensors(target / name, {"delta": predictor.delta, **own})
         spec = first.spec
-        write_manifest(target / _MANIFEST, {
-            "schema": _SCHEMA, "kind": "lsr_hpc refined predictor",
-            "architecture": None if spec is None else spec.architecture,
-            "arguments": {} if spec is None else spec.arguments,
-            "trainable": list(first.layout.names), "params": first.layout.size,
-            "n_instances": len(predictors), "files": digests})
+        write_manifest(
+            target / _MANIFEST,
+            {
+                "schema": _SCHEMA,
+                "kind": "lsr_hpc refined predictor",
+                "architecture": None if spec is None else spec.architecture,
+                "arguments": {} if spec is None else spec.arguments,
+                "trainable": list(first.layout.names),
+                "params": first.layout.size,
+                "n_instances": len(predictors),
+                "files": digests,
+            },
+        )
 
 
 def load_predictors(directory: Path, model: nn.Module | None = None) -> list[RefinedPredictor]:
@@ -166,18 +184,23 @@ def _instance_file(instance: int) -> str:
 def _read(directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory / _MANIFEST)
     if manifest.get("schema") != _SCHEMA:
-        raise JobError(f"{directory} has predictor schema {manifest.get('schema')}, this version reads {_SCHEMA}: "
-                       "use the lsr_hpc version that wrote it")
+        raise JobError(
+            f"{directory} has predictor schema {manifest.get('schema')}, this version reads {_SCHEMA}: "
+            "use the lsr_hpc version that wrote it"
+        )
     return manifest
 
 
-def _load_instance(directory: Path, manifest: dict[str, Any], instance: int, model: nn.Module | None
-                   ) -> RefinedPredictor:
+def _load_instance(
+    directory: Path, manifest: dict[str, Any], instance: int, model: nn.Module | None
+) -> RefinedPredictor:
     spec = None
     if model is None:
         if manifest["architecture"] not in ARCHITECTURES:
-            raise JobError(f"the predictor in {directory} belongs to a network of your own: pass it as "
-                           "RefinedPredictor.load(directory, model=your_module)")
+            raise JobError(
+                f"the predictor in {directory} belongs to a network of your own: pass it as "
+                "RefinedPredictor.load(directory, model=your_module)"
+            )
         spec = ModelSpec(architecture=manifest["architecture"], arguments=manifest["arguments"])
         model = ARCHITECTURES[spec.architecture](**spec.arguments)
     model = copy.deepcopy(model).double()
@@ -196,5 +219,7 @@ def _load_instance(directory: Path, manifest: dict[str, Any], instance: int, mod
 
 def _lossless_float32(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Store float64 copies of float32 weights as float32 again where not a bit is lost."""
-    return {n: t.float() if t.dtype == torch.float64 and torch.equal(t.float().double(), t) else t
-            for n, t in state.items()}
+    return {
+        n: t.float() if t.dtype == torch.float64 and torch.equal(t.float().double(), t) else t
+        for n, t in state.items()
+    }

@@ -89,32 +89,53 @@ def prepare(problem: Problem, comm: MPI.Comm, settings: RefineSettings) -> Prepa
         model = FunctionalModel(problem.model, device)
         probes = [probe_block(block, model) for block in problem.blocks]
         _warn_untouched(problem, model, [p.touched for p in probes], comm.rank)
-        fit, held = split_rows(problem.blocks, probes, 0.0 if problem.validation else settings.held_out.fraction,
-                               settings.held_out.seed)
+        fit, held = split_rows(
+            problem.blocks,
+            probes,
+            0.0 if problem.validation else settings.held_out.fraction,
+            settings.held_out.seed,
+        )
         if problem.validation:
-            held = split_rows(problem.validation, [probe_block(b, model) for b in problem.validation], 0.0, 0)[0]
+            held = split_rows(
+                problem.validation, [probe_block(b, model) for b in problem.validation], 0.0, 0
+            )[0]
         _check_rank(settings, fit, model)
         return model, fit, held
 
     model, fit_rows, held_rows = agree(comm, checked)
 
     def rows_of_largest(rows: RowSet) -> int:
-        return max(sum((hi - lo) * rows.probes[k].rows_per_point for k, lo, hi in part)
-                   for part in partition(rows, comm.size))
+        return max(
+            sum((hi - lo) * rows.probes[k].rows_per_point for k, lo, hi in part)
+            for part in partition(rows, comm.size)
+        )
 
-    plan = make_plan(settings, n_rows_local=rows_of_largest(fit_rows), n_held_local=rows_of_largest(held_rows),
-                     n_parameters=model.layout.size, mpi_size=comm.size,
-                     numbers_per_point=max(p.numbers_per_point for p in (*fit_rows.probes, *held_rows.probes)),
-                     baseline_bytes=max(comm.allgather(rss_bytes())))
-    fit, held = agree(comm, lambda: (local_rows(fit_rows, comm.rank, comm.size, model),
-                                     local_rows(held_rows, comm.rank, comm.size, model)))
+    plan = make_plan(
+        settings,
+        n_rows_local=rows_of_largest(fit_rows),
+        n_held_local=rows_of_largest(held_rows),
+        n_parameters=model.layout.size,
+        mpi_size=comm.size,
+        numbers_per_point=max(p.numbers_per_point for p in (*fit_rows.probes, *held_rows.probes)),
+        baseline_bytes=max(comm.allgather(rss_bytes())),
+    )
+    fit, held = agree(
+        comm,
+        lambda: (
+            local_rows(fit_rows, comm.rank, comm.size, model),
+            local_rows(held_rows, comm.rank, comm.size, model),
+        ),
+    )
 
     def distributed(rows: LocalRows) -> DistributedJacobian:
-        local = MatrixFreeJacobian(model, rows, columns_per_tile=plan.columns_per_tile, tile_bytes=plan.tile_bytes)
+        local = MatrixFreeJacobian(
+            model, rows, columns_per_tile=plan.columns_per_tile, tile_bytes=plan.tile_bytes
+        )
         return DistributedJacobian(comm, local, plan.columns_per_chunk)
 
-    return PreparedProblem(problem, settings, model, fit_rows, held_rows, fit, held, distributed(fit),
-                           distributed(held), plan)
+    return PreparedProblem(
+        problem, settings, model, fit_rows, held_rows, fit, held, distributed(fit), distributed(held), plan
+    )
 
 
 def choose_device(comm: MPI.Comm, wanted: str) -> torch.device:
@@ -138,7 +159,9 @@ def choose_device(comm: MPI.Comm, wanted: str) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cuda" and min(comm.allgather(count)) == 0:
-        raise EnvironmentProblem("compute.device = \"cuda\", but torch sees no GPU on at least one rank: run `lsr-hpc doctor`")
+        raise EnvironmentProblem(
+            'compute.device = "cuda", but torch sees no GPU on at least one rank: run `lsr-hpc doctor`'
+        )
     if wanted == "auto" and min(comm.allgather(count)) == 0:
         return torch.device("cpu")
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
@@ -149,14 +172,19 @@ def choose_device(comm: MPI.Comm, wanted: str) -> torch.device:
     return device
 
 
-def _warn_untouched(problem: Problem, model: FunctionalModel, touched: list[torch.Tensor], mpi_rank: int) -> None:
+def _warn_untouched(
+    problem: Problem, model: FunctionalModel, touched: list[torch.Tensor], mpi_rank: int
+) -> None:
     """Name parameters that no probed residual depends on: usually a forgotten block or a dead layer."""
     pieces = model.layout.unflatten(torch.stack(touched).any(dim=0))
     idle = [name for name, mask in pieces.items() if not bool(mask.any())]
     if idle and mpi_rank == 0:
         shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
-        log.warning("problem %r: no residual depends on parameter %s; the refinement leaves it unchanged",
-                    problem.name, shown)
+        log.warning(
+            "problem %r: no residual depends on parameter %s; the refinement leaves it unchanged",
+            problem.name,
+            shown,
+        )
 
 
 def _check_rank(settings: RefineSettings, fit: RowSet, model: FunctionalModel) -> None:
@@ -165,11 +193,15 @@ def _check_rank(settings: RefineSettings, fit: RowSet, model: FunctionalModel) -
     width, rank = settings.subspace.width, settings.subspace.rank
     limit = min(fit.n_rows, model.layout.size)
     if rank > limit:
-        raise JobError(f"subspace.rank = {rank}, but the problem has {fit.n_rows} fitted rows and {model.layout.size} "
-                       f"parameters: use at most {limit}, better a tenth of the rows")
+        raise JobError(
+            f"subspace.rank = {rank}, but the problem has {fit.n_rows} fitted rows and {model.layout.size} "
+            f"parameters: use at most {limit}, better a tenth of the rows"
+        )
     if width > limit:
-        raise JobError(f"subspace.rank + subspace.oversampling = {width} exceeds the smaller of {fit.n_rows} fitted "
-                       f"rows and {model.layout.size} parameters: lower one of them by {width - limit}")
+        raise JobError(
+            f"subspace.rank + subspace.oversampling = {width} exceeds the smaller of {fit.n_rows} fitted "
+            f"rows and {model.layout.size} parameters: lower one of them by {width - limit}"
+        )
 
 
 def evaluation_range(problem: Problem, comm: MPI.Comm) -> slice:
@@ -197,5 +229,3 @@ def with_rank(settings: RefineSettings, rank: int | None) -> RefineSettings:
         The settings.
     """
     return settings if rank is None else replace(settings, subspace=replace(settings.subspace, rank=rank))
-
-

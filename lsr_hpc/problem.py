@@ -123,7 +123,6 @@ class Problem:
     start_metrics: dict[str, Any] = field(default_factory=dict)
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class ProblemFamily:
     """Many instances of one trained operator, each refined by itself.
@@ -137,6 +136,18 @@ class ProblemFamily:
     name: str
     n_instances: int
     instance: Callable[[int], Problem]
+
+    @classmethod
+    def of(cls, problem: Problem) -> ProblemFamily:
+        """A single problem as a family of one.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The family.
+        """
+        return cls(name=problem.name, n_instances=1, instance=lambda _: problem)
 
 
 def as_tensor(values: Any) -> Tensor:
@@ -169,14 +180,18 @@ def check_problem(problem: Problem) -> None:
         raise JobError(f"problem {problem.name!r} has no residual block: give at least one ResidualBlock")
     trainable = [(n, p) for n, p in problem.model.named_parameters() if p.requires_grad]
     if not trainable:
-        raise JobError(f"the model of problem {problem.name!r} has no trainable parameter: "
-                       "set requires_grad on those that may change")
+        raise JobError(
+            f"the model of problem {problem.name!r} has no trainable parameter: "
+            "set requires_grad on those that may change"
+        )
     for name, parameter in problem.model.named_parameters():
         if parameter.is_complex() or not parameter.is_floating_point():
             raise JobError(f"parameter {name!r} has dtype {parameter.dtype}: real floating point is needed")
         if not bool(torch.isfinite(parameter).all()):
-            raise JobError(f"parameter {name!r} holds NaN or Inf: the model is not a trained state; "
-                           "reload the weights or train again")
+            raise JobError(
+                f"parameter {name!r} holds NaN or Inf: the model is not a trained state; "
+                "reload the weights or train again"
+            )
     names = [b.name for b in (*problem.blocks, *problem.validation)]
     for block in (*problem.blocks, *problem.validation):
         _check_block(block)
@@ -195,8 +210,10 @@ def _check_block(block: ResidualBlock) -> None:
         raise JobError(f"residual block {block.name!r} has weight {block.weight}: use a finite number >= 0")
     for i, source in enumerate(block.data):
         if source.shape[0] != block.n_points:
-            raise JobError(f"residual block {block.name!r}: data[{i}] has {source.shape[0]} rows but points "
-                           f"has {block.n_points}; both are indexed by the same global point number")
+            raise JobError(
+                f"residual block {block.name!r}: data[{i}] has {source.shape[0]} rows but points "
+                f"has {block.n_points}; both are indexed by the same global point number"
+            )
 
 
 def _check_evaluation(evaluation: Evaluation) -> None:

@@ -39,11 +39,18 @@ def headline(job: Job, first: RefineResult, n_instances: int, world_size: int, t
         Two lines.
     """
     many = f"{n_instances} instances, each " if n_instances > 1 else ""
-    space = f"{job.subspace.basis} basis of {first.rank_max}" if job.solver.space == "subspace" else "all of parameter space"
-    return (f"{job.name}: {many}{first.counts['rows']} rows ({first.counts['held_out_rows']} held out), "
-            f"{first.counts['params']} parameters; {space}, {job.solver.type}; {world_size} MPI ranks x {threads} threads\n"
-            f"{'':>4}  {'rank':>9}   {'error':>8} -> {'refined':<8}  {'gain':>7}   {'residual':>8} -> {'linear':<8} "
-            f"{'true':<8} {'seconds':>7}")
+    space = (
+        f"{job.subspace.basis} basis of {first.rank_max}"
+        if job.solver.space == "subspace"
+        else "all of parameter space"
+    )
+    return (
+        f"{job.name}: {many}{first.counts['rows']} rows ({first.counts['held_out_rows']} held out), "
+        f"{first.counts['params']} parameters; {space}, {job.solver.type}; "
+        f"{world_size} MPI ranks x {threads} threads\n"
+        f"{'':>4}  {'rank':>9}   {'error':>8} -> {'refined':<8}  {'gain':>8}   "
+        f"{'residual':>8} -> {'linear':<8} {'true':<8} {'seconds':>7}"
+    )
 
 
 def _figure(value: float | None) -> str:
@@ -60,7 +67,7 @@ def gain_in_words(before: float | None, after: float | None) -> str:
     Returns:
         For example ``"1.2e+04"`` or ``"-"``.
     """
-    return f"{before / after:7.3g}x" if before and after else "      -"
+    return f"{before / after:7.3g}x" if before and after else "       -"
 
 
 def instance_line(i: int, result: RefineResult) -> str:
@@ -74,10 +81,12 @@ def instance_line(i: int, result: RefineResult) -> str:
         The line; what was not simply refined says so.
     """
     note = "" if result.outcome is Outcome.REFINED else f"  {result.outcome.value}"
-    return (f"{i:>4}  {result.rank:>4}/{result.rank_max:<4}   {_figure(result.error_before)} -> "
-            f"{_figure(result.error_after)}  {gain_in_words(result.error_before, result.error_after)}   "
-            f"{_figure(result.residual_before)} -> {_figure(result.residual_linear)} {_figure(result.residual_true)} "
-            f"{result.seconds['total']:7.2f}{note}")
+    return (
+        f"{i:>4}  {result.rank:>4}/{result.rank_max:<4}   {_figure(result.error_before)} -> "
+        f"{_figure(result.error_after)}  {gain_in_words(result.error_before, result.error_after)}   "
+        f"{_figure(result.residual_before)} -> {_figure(result.residual_linear)} "
+        f"{_figure(result.residual_true)} {result.seconds['total']:7.2f}{note}"
+    )
 
 
 def summary_lines(results: Sequence[RefineResult], out: Path, seconds: float, peak_rss: int) -> list[str]:
@@ -95,15 +104,26 @@ def summary_lines(results: Sequence[RefineResult], out: Path, seconds: float, pe
     before, after = mean([r.error_before for r in results]), mean([r.error_after for r in results])
     lines = []
     if before is not None and after is not None:
-        improved = sum(1 for r in results if r.error_after is not None and r.error_before is not None
-                       and r.error_after < r.error_before)
-        whose = f"mean relative L2 error of {len(results)} instances" if len(results) > 1 else "relative L2 error"
-        lines.append(f"{whose}: {before:.2e} -> {after:.2e}, {gain_in_words(before, after).strip()} smaller"
-                     + (f"; {improved} of {len(results)} improved" if len(results) > 1 else ""))
+        improved = sum(
+            1
+            for r in results
+            if r.error_after is not None and r.error_before is not None and r.error_after < r.error_before
+        )
+        whose = (
+            f"mean relative L2 error of {len(results)} instances" if len(results) > 1 else "relative L2 error"
+        )
+        lines.append(
+            f"{whose}: {before:.2e} -> {after:.2e}, {gain_in_words(before, after).strip()} smaller"
+            + (f"; {improved} of {len(results)} improved" if len(results) > 1 else "")
+        )
     advice: dict[str, int] = {}
     for result in results:
         for sentence in result.advice:
             advice[sentence] = advice.get(sentence, 0) + 1
-    lines += [f"note{f' ({n} instances)' if n > 1 else ''}: {sentence}" for sentence, n in list(advice.items())[:5]]
-    lines.append(f"{seconds:.1f} s, peak memory {peak_rss / 2**20:.0f} MiB per rank; result and predictor in {out}")
+    lines += [
+        f"note{f' ({n} instances)' if n > 1 else ''}: {sentence}" for sentence, n in list(advice.items())[:5]
+    ]
+    lines.append(
+        f"{seconds:.1f} s, peak memory {peak_rss / 2**20:.0f} MiB per rank; result and predictor in {out}"
+    )
     return lines

@@ -24,8 +24,8 @@ class Outcome(Enum):
 class RefineResult:
     """Result of one-shot LSR on one problem; equal on all ranks.
 
-    Residual figures are square roots of the weighted loss ``sum_k weight_k mean(r_k^2)`` over all rows the final
-    solution was fitted to.
+    Residual figures are square roots of the weighted loss ``sum_k weight_k mean(r_k^2)`` over all rows the
+    final solution was fitted to.
 
     Attributes:
         problem: Name of the problem.
@@ -71,10 +71,23 @@ class RefineResult:
             A dictionary.
         """
         return {
-            "problem": self.problem, "outcome": self.outcome.value, "advice": self.advice,
-            "rows": self.counts["rows"], "params": self.counts["params"], "rank": self.rank, "rank_max": self.rank_max,
+            "problem": self.problem,
+            "outcome": self.outcome.value,
+            "advice": self.advice,
+            "rows": self.counts["rows"],
+            "params": self.counts["params"],
+            "rank": self.rank,
+            "rank_max": self.rank_max,
             "error": {"before": self.error_before, "after": self.error_after},
-            "residual": {"before": self.residual_before, "linear": self.residual_linear, "true": self.residual_true},
-            "scan": self.scan, "checks": self.checks, "counts": self.counts, "detail": self.detail,
-            "singular_values": self.singular_values, "seconds": self.seconds,
+            "residual": {
+                "before": self.residual_before,
+                "linear": self.residual_linear,
+                "true": self.residual_true,
+            },
+            "scan": self.scan,
+            "checks": self.checks,
+            "counts": self.counts,
+            "detail": self.detail,
+            "singular_values": self.singular_values,
+            "seconds": self.seconds,
         }

@@ -131,12 +131,15 @@ def _require_finite(values: Tensor, segment: Segment, first_point: int) -> None:
     if len(bad):
         point = first_point + int(bad[0]) // segment.probe.rows_per_point
         where = segment.tensors[0][point].tolist()
-        raise JobError(f"residual block {segment.block.name!r} is {values[bad[0, 0]].item()} at point {where}: "
-                       "check points and data there for NaN, Inf or a division by zero")
+        raise JobError(
+            f"residual block {segment.block.name!r} is {values[bad[0, 0]].item()} at point {where}: "
+            "check points and data there for NaN, Inf or a division by zero"
+        )
 
 
-def split_rows(blocks: Sequence[ResidualBlock], probes: Sequence[BlockProbe], fraction: float, seed: int
-               ) -> tuple[RowSet, RowSet]:
+def split_rows(
+    blocks: Sequence[ResidualBlock], probes: Sequence[BlockProbe], fraction: float, seed: int
+) -> tuple[RowSet, RowSet]:
     """Split the points of every block into fit and held-out.
 
     Args:
@@ -155,7 +158,10 @@ def split_rows(blocks: Sequence[ResidualBlock], probes: Sequence[BlockProbe], fr
         everything = np.arange(block.n_points)
         fit.append(everything[~mask])
         held.append(everything[mask])
-    return (RowSet(tuple(blocks), tuple(probes), tuple(fit)), RowSet(tuple(blocks), tuple(probes), tuple(held)))
+    return (
+        RowSet(tuple(blocks), tuple(probes), tuple(fit)),
+        RowSet(tuple(blocks), tuple(probes), tuple(held)),
+    )
 
 
 def partition(rows: RowSet, n_parts: int) -> list[list[tuple[int, int, int]]]:
@@ -170,7 +176,9 @@ def partition(rows: RowSet, n_parts: int) -> list[list[tuple[int, int, int]]]:
     """
     counts = [len(i) for i in rows.indices]
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    block_cost = np.array([c * p.flops_per_point for c, p in zip(counts, rows.probes, strict=True)], dtype=float)
+    block_cost = np.array(
+        [c * p.flops_per_point for c, p in zip(counts, rows.probes, strict=True)], dtype=float
+    )
     cost_before = np.concatenate([[0.0], np.cumsum(block_cost)])
     cuts = [0]
     for part in range(1, n_parts):

@@ -19,8 +19,18 @@ from lsr_hpc.versions import versions
 __all__ = ["write_run"]
 
 
-def write_run(out: Path, job: Job, name: str, results: Sequence[RefineResult], predictors: Sequence[RefinedPredictor],
-              *, world_size: int, threads: int, seconds: float, peak_rss: int) -> None:
+def write_run(
+    out: Path,
+    job: Job,
+    name: str,
+    results: Sequence[RefineResult],
+    predictors: Sequence[RefinedPredictor],
+    *,
+    world_size: int,
+    threads: int,
+    seconds: float,
+    peak_rss: int,
+) -> None:
     """Write ``job.toml``, ``result.json``, ``metrics.jsonl`` and ``predictor/``.
 
     Args:
@@ -37,21 +47,44 @@ def write_run(out: Path, job: Job, name: str, results: Sequence[RefineResult], p
     with publish_directory(out) as target:
         (target / "job.toml").write_text(job.as_toml(), encoding="utf-8")
         content = _result_json(job, name, results, predictors, world_size, threads, seconds, peak_rss)
-        (target / "result.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (target / "result.json").write_text(
+            json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
         with (target / "metrics.jsonl").open("w", encoding="utf-8") as file:
             for i, result in enumerate(results):
-                file.write(json.dumps({"event": "refined", "instance": i, **result.as_json()}, allow_nan=False) + "\n")
+                file.write(
+                    json.dumps({"event": "refined", "instance": i, **result.as_json()}, allow_nan=False)
+                    + "\n"
+                )
         save_predictors(target / "predictor", predictors)
 
 
-def _result_json(job: Job, name: str, results: Sequence[RefineResult], predictors: Sequence[RefinedPredictor],
-                 world_size: int, threads: int, seconds: float, peak_rss: int) -> dict[str, Any]:
+def _result_json(
+    job: Job,
+    name: str,
+    results: Sequence[RefineResult],
+    predictors: Sequence[RefinedPredictor],
+    world_size: int,
+    threads: int,
+    seconds: float,
+    peak_rss: int,
+) -> dict[str, Any]:
     first = results[0]
     content: dict[str, Any] = {
-        "schema": 1, "status": "done", "problem": name, "world_size": world_size, "threads_per_rank": threads,
-        "rows": first.counts["rows"], "params": first.counts["params"], "rank": first.rank, "rank_max": first.rank_max,
-        "basis": job.subspace.basis if job.solver.space == "subspace" else "none", "jacobian": job.compute.jacobian,
-        "solver": job.solver.type, "dtype": "float64", "theta0_sha256": _theta0_digest(predictors[0]),
+        "schema": 1,
+        "status": "done",
+        "problem": name,
+        "world_size": world_size,
+        "threads_per_rank": threads,
+        "rows": first.counts["rows"],
+        "params": first.counts["params"],
+        "rank": first.rank,
+        "rank_max": first.rank_max,
+        "basis": job.subspace.basis if job.solver.space == "subspace" else "none",
+        "jacobian": job.compute.jacobian,
+        "solver": job.solver.type,
+        "dtype": "float64",
+        "theta0_sha256": _theta0_digest(predictors[0]),
     }
     if len(results) == 1:
         content |= {k: v for k, v in first.as_json().items() if k != "problem"}
@@ -60,17 +93,33 @@ def _result_json(job: Job, name: str, results: Sequence[RefineResult], predictor
         content |= {
             "rank": round(statistics.fmean(r.rank for r in results)),
             "error": {when: mean(values) for when, values in errors.items()},
-            "error_std": {when: None if None in values else statistics.pstdev([v for v in values if v is not None])
-                          for when, values in errors.items()},
-            "residual": {key: mean([getattr(r, f"residual_{key}") for r in results])
-                         for key in ("before", "linear", "true")},
+            "error_std": {
+                when: None if None in values else statistics.pstdev([v for v in values if v is not None])
+                for when, values in errors.items()
+            },
+            "residual": {
+                key: mean([getattr(r, f"residual_{key}") for r in results])
+                for key in ("before", "linear", "true")
+            },
             "scan": _mean_scan(results),
             "seconds": {key: sum(r.seconds[key] for r in results) for key in first.seconds},
-            "instances": [{**r.as_json(), "theta0_sha256": _theta0_digest(p), "basis": content["basis"],
-                           "jacobian": content["jacobian"], "solver": content["solver"], "dtype": content["dtype"]}
-                          for r, p in zip(results, predictors, strict=True)],
+            "instances": [
+                {
+                    **r.as_json(),
+                    "theta0_sha256": _theta0_digest(p),
+                    "basis": content["basis"],
+                    "jacobian": content["jacobian"],
+                    "solver": content["solver"],
+                    "dtype": content["dtype"],
+                }
+                for r, p in zip(results, predictors, strict=True)
+            ],
         }
-    content["seconds"] = {**{"basis": 0.0, "jacobian": 0.0, "solve": 0.0}, **content["seconds"], "total": seconds}
+    content["seconds"] = {
+        **{"basis": 0.0, "jacobian": 0.0, "solve": 0.0},
+        **content["seconds"],
+        "total": seconds,
+    }
     content["peak_rss_bytes"] = peak_rss
     content["versions"] = versions(with_solvers=True)
     return content
@@ -84,5 +133,13 @@ def _mean_scan(results: Sequence[RefineResult]) -> list[dict[str, Any]]:
     """Mean over the instances at every rank that all of them scanned."""
     by_rank = [{entry["rank"]: entry for entry in r.scan} for r in results]
     common = sorted(set.intersection(*(set(entries) for entries in by_rank)))
-    return [{"rank": rank, **{key: mean([entries[rank][key] for entries in by_rank])
-                              for key in ("train", "held_out", "error")}} for rank in common]
+    return [
+        {
+            "rank": rank,
+            **{
+                key: mean([entries[rank][key] for entries in by_rank])
+                for key in ("train", "held_out", "error")
+            },
+        }
+        for rank in common
+    ]

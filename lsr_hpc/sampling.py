@@ -23,7 +23,9 @@ def _draw_rows(kind: str, seed: int, stream: int, lo: int, hi: int, columns: int
         first = block * _BLOCK
         a, b = max(lo, first), min(hi, first + _BLOCK)
         for column in range(columns):
-            generator = np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, block, column]))
+            generator = np.random.Generator(
+                np.random.Philox(key=[seed, stream], counter=[0, 0, block, column])
+            )
             draw = generator.standard_normal if kind == "gaussian" else generator.random
             out[a - lo : b - lo, column] = draw(b - first)[a - first :]
     return out

@@ -7,10 +7,27 @@ from typing import Any
 
 from lsr_hpc.errors import JobError
 
-__all__ = ["ComputeSettings", "HeldOutSettings", "RefineSettings", "SolverSettings", "SubspaceSettings", "parse_bytes"]
+__all__ = [
+    "ComputeSettings",
+    "HeldOutSettings",
+    "RefineSettings",
+    "SolverSettings",
+    "SubspaceSettings",
+    "parse_bytes",
+]
 
-_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
-          "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
 
 
 def parse_bytes(text: str | int) -> int:
@@ -29,13 +46,13 @@ def parse_bytes(text: str | int) -> int:
         return text
     if isinstance(text, str):
         number = text.strip().rstrip("BiKMGTk ")
-        unit = text.strip()[len(number):].strip()
+        unit = text.strip()[len(number) :].strip()
         try:
             if unit in _UNITS and float(number) > 0:
                 return int(float(number) * _UNITS[unit])
         except (ValueError, OverflowError):
             pass
-    raise JobError(f"memory size {text!r} is not understood: write for example \"2GiB\" or \"800MB\"")
+    raise JobError(f'memory size {text!r} is not understood: write for example "2GiB" or "800MB"')
 
 
 def _choice(section: str, key: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -118,9 +135,13 @@ class SolverSettings:
         _choice("solver", "space", self.space, ("subspace", "full"))
         _at_least("solver", self, mu=0.0, cut=0.0, tolerance=0.0, max_iterations=1)
         if self.space == "full" and self.type == "tsqr":
-            raise JobError("solver.space = \"full\" needs an iterative solver: set solver.type to \"lsqr\" or \"cgls\"")
+            raise JobError(
+                'solver.space = "full" needs an iterative solver: set solver.type to "lsqr" or "cgls"'
+            )
         if self.mu > 0 and self.type != "tsqr":
-            raise JobError(f"solver.mu = {self.mu} needs solver.type = \"tsqr\": PETSc's {self.type} has no damping")
+            raise JobError(
+                f'solver.mu = {self.mu} needs solver.type = "tsqr": PETSc\'s {self.type} has no damping'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

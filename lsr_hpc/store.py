@@ -20,8 +20,15 @@ from torch import Tensor
 
 from lsr_hpc.errors import JobError
 
-__all__ = ["file_digest", "publish_directory", "read_manifest", "read_tensors", "sync_file", "write_manifest",
-           "write_tensors"]
+__all__ = [
+    "file_digest",
+    "publish_directory",
+    "read_manifest",
+    "read_tensors",
+    "sync_file",
+    "write_manifest",
+    "write_tensors",
+]
 
 
 def sync_file(path: Path) -> None:
@@ -114,13 +121,17 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     if not path.is_file():
         raise JobError(f"weights file {path} does not exist: check the path, or make it with `lsr-hpc train`")
     if sha256 is not None and file_digest(path) != sha256:
-        raise JobError(f"{path} differs from its recorded SHA-256 ({sha256[:12]}...): it was changed or damaged; "
-                       "restore it or make it again")
+        raise JobError(
+            f"{path} differs from its recorded SHA-256 ({sha256[:12]}...): it was changed or damaged; "
+            "restore it or make it again"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise JobError(f"{path} is not a readable safetensors file ({error}); convert a state_dict with "
-                       "safetensors.torch.save_file") from error
+        raise JobError(
+            f"{path} is not a readable safetensors file ({error}); convert a state_dict with "
+            "safetensors.torch.save_file"
+        ) from error
 
 
 def _json_digest(content: Mapping[str, Any]) -> str:

@@ -82,13 +82,22 @@ def train(task: TrainingTask, settings: TrainingSettings, report: Callable[[str]
     for step in range(1, settings.steps + 1):
         optimiser.zero_grad()
         loss = task.loss(generator)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         if time.monotonic() - last > 10 or step == settings.steps:
             last, value = time.monotonic(), loss.item()
             if not value < float("inf"):
-                raise AccuracyError(f"training diverged at step {step} (loss {value}): lower train.learning_rate")
-            report(f"step {step:>6}/{settings.steps}  loss {value:.3e}  error {task.error():.3e}  "
-                   f"{last - started:6.0f} s")
-    return {"loss": value, "error": task.error(), "steps": settings.steps, "seconds": round(last - started, 1)}
+                raise AccuracyError(
+                    f"training diverged at step {step} (loss {value}): lower train.learning_rate"
+                )
+            report(
+                f"step {step:>6}/{settings.steps}  loss {value:.3e}  error {task.error():.3e}  "
+                f"{last - started:6.0f} s"
+            )
+    return {
+        "loss": value,
+        "error": task.error(),
+        "steps": settings.steps,
+        "seconds": round(last - started, 1),
+    }

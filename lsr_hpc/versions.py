@@ -21,8 +21,12 @@ def versions(*, with_solvers: bool) -> dict[str, str]:
     import numpy as np
     import torch
 
-    found = {"lsr_hpc": __version__, "python": platform.python_version(), "torch": torch.__version__,
-             "numpy": np.__version__}
+    found = {
+        "lsr_hpc": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
     if with_solvers:
         import mpi4py
         from mpi4py import MPI
@@ -30,6 +34,10 @@ def versions(*, with_solvers: bool) -> dict[str, str]:
         from lsr_hpc.petsc import libraries
 
         PETSc, SLEPc = libraries()
-        found |= {"mpi4py": mpi4py.__version__, "mpi": MPI.Get_library_version().strip().rstrip("\0").split("\n")[0],
-                  "petsc": ".".join(map(str, PETSc.Sys.getVersion())), "slepc": ".".join(map(str, SLEPc.Sys.getVersion()))}
+        found |= {
+            "mpi4py": mpi4py.__version__,
+            "mpi": MPI.Get_library_version().strip().rstrip("\0").split("\n")[0],
+            "petsc": ".".join(map(str, PETSc.Sys.getVersion())),
+            "slepc": ".".join(map(str, SLEPc.Sys.getVersion())),
+        }
     return found

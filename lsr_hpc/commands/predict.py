@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lsr_hpc.errors import ExitCode, JobError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["run"]
 
@@ -66,13 +70,11 @@ def _read_points(path: Path) -> np.ndarray:  # type: ignore[type-arg]
     return np.ascontiguousarray(x[:, np.newaxis] if x.ndim == 1 else x, dtype=np.float64)
 
 
-def _own_model(run: Path) -> torch.nn.Module | None:  # type: ignore[name-defined]  # noqa: F821
+def _own_model(run: Path) -> nn.Module | None:
     """The user's own network, built again from the run's job, or None for a shipped architecture."""
     from lsr_hpc.job import build_problem, load_job
-    from lsr_hpc.problem import Problem
     from lsr_hpc.store import read_manifest
 
     if read_manifest(run / "predictor" / "predictor.json")["architecture"] is not None:
         return None
-    problem = build_problem(load_job(run / "job.toml"))
-    return problem.model if isinstance(problem, Problem) else problem.instance(0).model
+    return build_problem(load_job(run / "job.toml")).instance(0).model

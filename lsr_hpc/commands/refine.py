@@ -65,9 +65,11 @@ def _check_world(comm: MPI.Comm) -> None:
         from mpi4py import MPI
 
         library = MPI.Get_library_version().strip().rstrip("\0").split("\n")[0]
-        raise EnvironmentProblem(f"the launcher started {meant} processes, but each of them is alone in its MPI world: "
-                                 f"the launcher belongs to another MPI than mpi4py, which uses {library}; start with "
-                                 "that library's mpiexec (`lsr-hpc doctor` names it)")
+        raise EnvironmentProblem(
+            f"the launcher started {meant} processes, but each of them is alone in its MPI world: "
+            f"the launcher belongs to another MPI than mpi4py, which uses {library}; start with "
+            "that library's mpiexec (`lsr-hpc doctor` names it)"
+        )
 
 
 def _end_all_ranks(comm: MPI.Comm, error: Exception, debug: bool) -> int:
@@ -80,8 +82,11 @@ def _end_all_ranks(comm: MPI.Comm, error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if together:
-        first = next((os.environ[v] for v in _RANK_VARIABLES if v in os.environ), "0") == "0" if is_environment \
+        first = (
+            next((os.environ[v] for v in _RANK_VARIABLES if v in os.environ), "0") == "0"
+            if is_environment
             else comm.rank == 0
+        )
         if first:
             print(f"lsr-hpc: {cause}", file=sys.stderr, flush=True)
         return int(code)
@@ -107,16 +112,12 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
     import torch
 
     from lsr_hpc.petsc import start
-    from lsr_hpc.problem import Problem, ProblemFamily
 
     torch.set_num_threads(threads)
     start(options.petsc_options)
     if comm.rank != 0:
         logging.getLogger("lsr_hpc").setLevel(logging.ERROR)
-    built = agree(comm, lambda: build_problem(job))
-    family = built if isinstance(built, ProblemFamily) else \
-        ProblemFamily(name=built.name, n_instances=1, instance=lambda _, p=built: p)  # type: ignore[misc]
-    assert isinstance(built, Problem | ProblemFamily)
+    family = agree(comm, lambda: build_problem(job))
     if options.dry_run:
         from lsr_hpc.commands.dry_run import print_plan
 
@@ -137,13 +138,13 @@ def _check_out(out: Path) -> None:
 
 
 def _refine_all(job: Job, family: ProblemFamily, comm: MPI.Comm, out: Path, threads: int) -> int:
+    import torch
+
     from lsr_hpc.comm import agree, on_first
     from lsr_hpc.predictor import RefinedPredictor
     from lsr_hpc.refine import refine
     from lsr_hpc.report_text import headline, instance_line, summary_lines
     from lsr_hpc.run_directory import write_run
-
-    import torch
 
     started = time.perf_counter()
     results: list[RefineResult] = []
@@ -156,13 +157,27 @@ def _refine_all(job: Job, family: ProblemFamily, comm: MPI.Comm, out: Path, thre
             if i == 0:
                 print(headline(job, result, family.n_instances, comm.size, threads), flush=True)
             print(instance_line(i, result), flush=True)
-            predictors.append(RefinedPredictor(problem.model, torch.from_numpy(result.delta), problem.model_spec))
+            predictors.append(
+                RefinedPredictor(problem.model, torch.from_numpy(result.delta), problem.model_spec)
+            )
     from lsr_hpc.plan import peak_rss_bytes
 
     peak = max(comm.allgather(peak_rss_bytes()))
     total = time.perf_counter() - started
-    on_first(comm, lambda: write_run(out, job, family.name, results, predictors, world_size=comm.size,
-                                     threads=threads, seconds=total, peak_rss=peak))
+    on_first(
+        comm,
+        lambda: write_run(
+            out,
+            job,
+            family.name,
+            results,
+            predictors,
+            world_size=comm.size,
+            threads=threads,
+            seconds=total,
+            peak_rss=peak,
+        ),
+    )
     if comm.rank == 0:
         for line in summary_lines(results, out, total, peak):
             print(line, flush=True)

@@ -41,10 +41,21 @@ def run(options: argparse.Namespace) -> int:
     os.replace(temporary, out)
     preset = f" --preset {options.preset}" if options.preset else ""
     overrides = "".join(f" --set {o}" for o in options.overrides)
-    write_manifest(out.with_suffix(".json"), {
-        "file": out.name, "sha256": digest, "command": f"lsr-hpc train jobs/{options.job.name}{preset}{overrides}",
-        "seed": settings.seed, "start_error": metrics["error"], "loss": metrics["loss"],
-        "seconds": metrics["seconds"], "versions": versions(with_solvers=False)})
-    print(f"error {metrics['error']:.3e}; weights in {out}\n"
-          f"refine them with: lsr-hpc refine {options.job} --set problem.weights='\"{out.resolve()}\"'")
+    write_manifest(
+        out.with_suffix(".json"),
+        {
+            "file": out.name,
+            "sha256": digest,
+            "command": f"lsr-hpc train jobs/{options.job.name}{preset}{overrides}",
+            "seed": settings.seed,
+            "start_error": metrics["error"],
+            "loss": metrics["loss"],
+            "seconds": metrics["seconds"],
+            "versions": versions(with_solvers=False),
+        },
+    )
+    print(
+        f"error {metrics['error']:.3e}; weights in {out}\n"
+        f"refine them with: lsr-hpc refine {options.job} --set problem.weights='\"{out.resolve()}\"'"
+    )
     return int(ExitCode.DONE)

@@ -7,14 +7,20 @@ probe's count of temporaries, beside the panels themselves.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vmap
 
+from lsr_hpc.autodiff import pull_back, push_forward
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.rows import LocalRows, Segment
 
 __all__ = ["MatrixFreeJacobian"]
+
+ResidualOfParameters = Callable[[dict[str, Tensor]], Tensor]
 
 
 class MatrixFreeJacobian:
@@ -27,7 +33,9 @@ class MatrixFreeJacobian:
         tile_bytes: Upper bound for the temporaries of one tile of rows x columns.
     """
 
-    def __init__(self, model: FunctionalModel, rows: LocalRows, *, columns_per_tile: int, tile_bytes: int) -> None:
+    def __init__(
+        self, model: FunctionalModel, rows: LocalRows, *, columns_per_tile: int, tile_bytes: int
+    ) -> None:
         self._model = model
         self._rows = rows
         self._columns_per_tile = columns_per_tile
@@ -59,12 +67,7 @@ class MatrixFreeJacobian:
                 row = 0
                 for segment in self._rows.segments:
                     for points in _tiles(segment.n_points, self._points_per_tile(segment)):
-                        residual = self._residual_of_parameters(segment, points)
-
-                        def push(tangent: dict[str, Tensor], residual=residual) -> Tensor:  # type: ignore[no-untyped-def]
-                            derivative: Tensor = jvp(residual, (self._model.theta0_tensors,), (tangent,))[1]
-                            return derivative
-
+                        push = partial(self._push, self._residual_of_parameters(segment, points))
                         block = vmap(push)(tangents)
                         out[columns, row : row + block.shape[1]] = block
                         row += block.shape[1]
@@ -83,14 +86,19 @@ class MatrixFreeJacobian:
         row = 0
         for segment in self._rows.segments:
             for points in _tiles(segment.n_points, self._points_per_tile(segment)):
-                value, pull = vjp(self._residual_of_parameters(segment, points), self._model.theta0_tensors)
+                value, pull = pull_back(
+                    self._residual_of_parameters(segment, points), self._model.theta0_tensors
+                )
                 for columns in _tiles(u.shape[0], self._columns_per_tile):
                     cotangents = u[columns, row : row + len(value)].to(self._model.device)
-                    out[columns] += self._model.layout.flatten(vmap(lambda w, pull=pull: pull(w)[0])(cotangents))
+                    out[columns] += self._model.layout.flatten(vmap(pull)(cotangents))
                 row += len(value)
         return out
 
-    def _residual_of_parameters(self, segment: Segment, points: slice):  # type: ignore[no-untyped-def]
+    def _push(self, residual: ResidualOfParameters, tangent: dict[str, Tensor]) -> Tensor:
+        return push_forward(residual, self._model.theta0_tensors, tangent)[1]
+
+    def _residual_of_parameters(self, segment: Segment, points: slice) -> ResidualOfParameters:
         """The tile's residual as a function of the parameter tensors."""
         return lambda tensors: segment.residual(self._model.field_of_tensors(tensors), points)
 

@@ -44,13 +44,13 @@ class _JacobianContext:
         y.array[:] = 0.0
         y.array[: self._n_rows] = self._jacobian.jv(x.array_r[np.newaxis, :])[0]
 
-    def multTranspose(self, _mat: Any, x: Any, y: Any) -> None:  # noqa: N802 (the name PETSc looks up)
+    def multTranspose(self, _mat: Any, x: Any, y: Any) -> None:
         y.array[:] = self._jacobian.jtu(x.array_r[np.newaxis, : self._n_rows])[0]
 
-    def productSetFromOptions(self, _mat: Any, kind: str, *_: Any) -> bool:  # noqa: N802
+    def productSetFromOptions(self, _mat: Any, kind: str, *_: Any) -> bool:
         return kind in {"AB", "AtB"}
 
-    def productSymbolic(self, product: Any, result: Any, kind: str, mat: Any, panel: Any, _: Any) -> None:  # noqa: N802
+    def productSymbolic(self, product: Any, result: Any, kind: str, mat: Any, panel: Any, _: Any) -> None:
         # Called for every product of a basis; the result then has its type already and nothing is to do.
         if not (result.getType() or "").endswith("dense"):
             sizes = mat.getSizes()
@@ -59,7 +59,7 @@ class _JacobianContext:
             result.setUp()
             result.assemble()
 
-    def productNumeric(self, product: Any, result: Any, kind: str, mat: Any, panel: Any, _: Any) -> None:  # noqa: N802
+    def productNumeric(self, product: Any, result: Any, kind: str, mat: Any, panel: Any, _: Any) -> None:
         source, target = local_panel(panel).numpy().T, local_panel(result)
         if kind == "AB":
             target.zero_()
@@ -88,9 +88,14 @@ def jacobian_matrix(jacobian: DistributedJacobian) -> Any:
     lo, hi = jacobian.my_parameters
     n_parameters = jacobian.local.n_parameters
     if n_parameters < jacobian.comm.size:
-        raise JobError(f"the model has {n_parameters} trainable parameters for {jacobian.comm.size} MPI ranks: "
-                       f"start at most {n_parameters} ranks")
-    mat = PETSc.Mat().createPython(((padded_rows(jacobian.local.n_rows), None), (hi - lo, n_parameters)),
-                                   _JacobianContext(jacobian), comm=jacobian.comm)
+        raise JobError(
+            f"the model has {n_parameters} trainable parameters for {jacobian.comm.size} MPI ranks: "
+            f"start at most {n_parameters} ranks"
+        )
+    mat = PETSc.Mat().createPython(
+        ((padded_rows(jacobian.local.n_rows), None), (hi - lo, n_parameters)),
+        _JacobianContext(jacobian),
+        comm=jacobian.comm,
+    )
     mat.setUp()
     return mat

@@ -7,16 +7,17 @@ operation counts, not timings, so every rank and every run plans the same way.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lsr_hpc.autodiff import pull_back, push_forward
 from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.problem import ResidualBlock
@@ -31,8 +32,7 @@ class BlockProbe:
     Attributes:
         rows_per_point: Residual rows per point.
         flops_per_point: Matrix-product flops of one Jacobian-vector product, per point, at least 1.
-        numbers_per_point: Numbers written by one such product, per point: an upper bound of the
-            temporaries that live at once.
+        numbers_per_point: Numbers alive at once in one such product, per point.
         touched: Boolean mask over the P parameters: False where no row of the probe depends on it.
     """
 
@@ -42,18 +42,23 @@ class BlockProbe:
     touched: Tensor
 
 
-class _CountNumbers(TorchDispatchMode):
-    """Counts the elements of all operation outputs."""
+class _LiveNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tracks the elements of operation outputs that are alive, and their largest sum."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+
+    def _released(self, numel: int) -> None:
+        self.live -= numel
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor):
-                self.total += tensor.numel()
+                self.live += tensor.numel()
+                weakref.finalize(tensor, self._released, tensor.numel())
+        self.peak = max(self.peak, self.live)
         return out
 
 
@@ -72,28 +77,36 @@ def probe_block(block: ResidualBlock, model: FunctionalModel) -> BlockProbe:
             differentiated by ``torch.func``.
     """
     n = min(4, block.n_points)
-    tensors = tuple(t.to(model.device) for t in block.take(np.linspace(0, block.n_points - 1, n).astype(np.int64)))
+    tensors = tuple(
+        t.to(model.device) for t in block.take(np.linspace(0, block.n_points - 1, n).astype(np.int64))
+    )
     for i, tensor in enumerate(tensors):
         if tensor.is_complex():
-            raise JobError(f"residual block {block.name!r}: {'points' if i == 0 else f'data[{i - 1}]'} is complex; "
-                           "split real and imaginary parts into two columns")
+            raise JobError(
+                f"residual block {block.name!r}: {'points' if i == 0 else f'data[{i - 1}]'} is complex; "
+                "split real and imaginary parts into two columns"
+            )
 
     values = _call(block, model, tensors)
     _check_values(block, values, n)
     if n > 1:
         head = _call(block, model, tuple(t[: n // 2] for t in tensors))
         if not torch.allclose(head, values[: n // 2], rtol=1e-9, atol=1e-12, equal_nan=True):
-            raise JobError(f"residual block {block.name!r}: the residual at a point changes with the other points of "
-                           "its batch; row i may depend on point i alone (no batch statistics, no sums over points)")
+            raise JobError(
+                f"residual block {block.name!r}: the residual at a point changes with the other points of "
+                "its batch; row i may depend on point i alone (no batch statistics, no sums over points)"
+            )
 
     half = tuple(t[: n // 2] for t in tensors) if n > 1 else tensors
     flops, numbers = _count(block, model, tensors)
     flops_half, numbers_half = _count(block, model, half) if n > 1 else (0, 0)
     per = n - n // 2 if n > 1 else 1
-    return BlockProbe(rows_per_point=values.numel() // n,
-                      flops_per_point=max(1, (flops - flops_half) // per),
-                      numbers_per_point=max(1, (numbers - numbers_half) // per),
-                      touched=_touched(block, model, tensors))
+    return BlockProbe(
+        rows_per_point=values.numel() // n,
+        flops_per_point=max(1, (flops - flops_half) // per),
+        numbers_per_point=max(1, (numbers - numbers_half) // per),
+        touched=_touched(block, model, tensors),
+    )
 
 
 def _call(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor, ...]) -> Tensor:
@@ -101,41 +114,55 @@ def _call(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor, .
         with torch.no_grad():
             return block.residual(model.field(), *tensors)
     except Exception as error:
-        raise JobError(f"residual block {block.name!r} failed on {tensors[0].shape[0]} points of shape "
-                       f"{tuple(tensors[0].shape)}: {type(error).__name__}: {error}") from error
+        raise JobError(
+            f"residual block {block.name!r} failed on {tensors[0].shape[0]} points of shape "
+            f"{tuple(tensors[0].shape)}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_values(block: ResidualBlock, values: Any, n: int) -> None:
     if not isinstance(values, Tensor):
-        raise JobError(f"residual block {block.name!r} returned {type(values).__name__}: return a tensor of shape (n,) "
-                       "or (n, m)")
+        raise JobError(
+            f"residual block {block.name!r} returned {type(values).__name__}: return a tensor of shape (n,) "
+            "or (n, m)"
+        )
     if values.dim() not in {1, 2} or values.shape[0] != n or values.numel() == 0:
-        raise JobError(f"residual block {block.name!r} returned shape {tuple(values.shape)} for {n} points: "
-                       f"expected ({n},) or ({n}, m)")
+        raise JobError(
+            f"residual block {block.name!r} returned shape {tuple(values.shape)} for {n} points: "
+            f"expected ({n},) or ({n}, m)"
+        )
     if values.dtype != torch.float64:
-        raise JobError(f"residual block {block.name!r} returned {values.dtype}: parameters and points arrive as float64; "
-                       "do not cast inside the residual")
+        raise JobError(
+            f"residual block {block.name!r} returned {values.dtype}: parameters and points arrive as "
+            "float64; do not cast inside the residual"
+        )
 
 
 def _count(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor, ...]) -> tuple[int, int]:
-    """Matrix-product flops and written numbers of one Jacobian-vector product."""
+    """Matrix-product flops and largest number of live temporaries of one Jacobian-vector product."""
     tangent = model.layout.unflatten(torch.ones_like(model.theta0))
     flop_counter = FlopCounterMode(display=False)
-    number_counter = _CountNumbers()
+    live = _LiveNumbers()
     try:
-        with torch.no_grad(), flop_counter, number_counter:
-            jvp(lambda p: block.residual(model.field_of_tensors(p), *tensors), (model.theta0_tensors,), (tangent,))
+        with torch.no_grad(), flop_counter, live:
+            push_forward(
+                lambda p: block.residual(model.field_of_tensors(p), *tensors), model.theta0_tensors, tangent
+            )
     except Exception as error:
-        raise JobError(f"residual block {block.name!r} cannot be differentiated with respect to the parameters by "
-                       f"torch.func.jvp: {type(error).__name__}: {error}. Use torch.func (or lsr_hpc.derivatives) for "
-                       "input derivatives, and no in-place or data-dependent operations") from error
-    return flop_counter.get_total_flops(), number_counter.total
+        raise JobError(
+            f"residual block {block.name!r} cannot be differentiated with respect to the parameters by "
+            f"torch.func.jvp: {type(error).__name__}: {error}. Use torch.func (or lsr_hpc.derivatives) for "
+            "input derivatives, and no in-place or data-dependent operations"
+        ) from error
+    return flop_counter.get_total_flops(), live.peak
 
 
 def _touched(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor, ...]) -> Tensor:
     """Which parameters any row of the probe depends on, by one pull-back per residual component."""
     try:
-        values, pull = vjp(lambda p: block.residual(model.field_of_tensors(p), *tensors), model.theta0_tensors)
+        values, pull = pull_back(
+            lambda p: block.residual(model.field_of_tensors(p), *tensors), model.theta0_tensors
+        )
         components = values.reshape(values.shape[0], -1)
         touched = torch.zeros_like(model.theta0, dtype=torch.bool)
         # Different cotangents per point, so that contributions do not cancel by symmetry.
@@ -143,9 +170,11 @@ def _touched(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor
         for m in range(components.shape[1]):
             cotangent = torch.zeros_like(components)
             cotangent[:, m] = weights
-            touched |= model.layout.flatten(pull(cotangent.reshape(values.shape))[0]) != 0
+            touched |= model.layout.flatten(pull(cotangent.reshape(values.shape))) != 0
         return touched
     except Exception as error:
-        raise JobError(f"residual block {block.name!r} cannot be differentiated with respect to the parameters by "
-                       f"torch.func.vjp: {type(error).__name__}: {error}. Use torch.func (or lsr_hpc.derivatives) for "
-                       "input derivatives") from error
+        raise JobError(
+            f"residual block {block.name!r} cannot be differentiated with respect to the parameters by "
+            f"torch.func.vjp: {type(error).__name__}: {error}. Use torch.func (or lsr_hpc.derivatives) for "
+            "input derivatives"
+        ) from error

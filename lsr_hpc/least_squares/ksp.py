@@ -51,8 +51,9 @@ class IterativeSolution:
     reason: str
 
 
-def solve_reduced(comm: MPI.Comm, av_local: Array, r0_local: Array, *, method: str, tolerance: float,
-                  max_iterations: int) -> IterativeSolution:
+def solve_reduced(
+    comm: MPI.Comm, av_local: Array, r0_local: Array, *, method: str, tolerance: float, max_iterations: int
+) -> IterativeSolution:
     """Minimise ||r0 + (J V) c|| with unit columns.
 
     Args:
@@ -90,8 +91,9 @@ def solve_reduced(comm: MPI.Comm, av_local: Array, r0_local: Array, *, method: s
     return _rescaled(solution, 1.0 / norms[lo:hi])
 
 
-def solve_full(jacobian: DistributedJacobian, r0_local: Array, *, method: str, tolerance: float,
-               max_iterations: int) -> IterativeSolution:
+def solve_full(
+    jacobian: DistributedJacobian, r0_local: Array, *, method: str, tolerance: float, max_iterations: int
+) -> IterativeSolution:
     """Minimise ||r0 + J delta|| over all of parameter space, one J and one J^T column per iteration.
 
     Args:
@@ -115,8 +117,14 @@ def solve_full(jacobian: DistributedJacobian, r0_local: Array, *, method: str, t
 
 
 def _rescaled(solution: IterativeSolution, factor: Array) -> IterativeSolution:
-    return IterativeSolution(solution.x_local * factor, solution.residual, solution.gradient, solution.iterations,
-                             solution.is_converged, solution.reason)
+    return IterativeSolution(
+        solution.x_local * factor,
+        solution.residual,
+        solution.gradient,
+        solution.iterations,
+        solution.is_converged,
+        solution.reason,
+    )
 
 
 def _largest_singular_value(mat: Any, b: Any) -> float:
@@ -209,7 +217,9 @@ class _Progress:
             self.status = "converged" if self._is_solved() else "broke down"
 
 
-def _solve(mat: Any, r0_local: Array, method: str, tolerance: float, max_iterations: int) -> IterativeSolution:
+def _solve(
+    mat: Any, r0_local: Array, method: str, tolerance: float, max_iterations: int
+) -> IterativeSolution:
     PETSc, _ = libraries()
     b, x = mat.createVecLeft(), mat.createVecRight()
     b.array[:] = 0.0
@@ -217,8 +227,10 @@ def _solve(mat: Any, r0_local: Array, method: str, tolerance: float, max_iterati
     with destroying(b, x), translated_errors(f"KSP {method}"):
         sigma, b_norm = _largest_singular_value(mat, b), b.norm()
         if not np.isfinite(sigma + b_norm):
-            raise AccuracyError(f"KSP {method}: J or the residual holds NaN or Inf: check the model's derivatives at "
-                                "the points")
+            raise AccuracyError(
+                f"KSP {method}: J or the residual holds NaN or Inf: check the model's derivatives at "
+                "the points"
+            )
         if sigma == 0.0 or b_norm == 0.0:
             # A^T b = 0: zero is the least-squares solution.
             return IterativeSolution(x.array_r.copy(), b_norm, 0.0, 0, True, "the gradient at zero vanishes")
@@ -239,19 +251,29 @@ def _solve(mat: Any, r0_local: Array, method: str, tolerance: float, max_iterati
                 iterations = ksp.getIterationNumber()
                 progress.conclude()
             if progress.status == "broke down" and progress.residual == b_norm:
-                raise AccuracyError(f"KSP {method} broke down (reason {ksp.getConvergedReason()}) after {iterations} "
-                                    "iterations: use solver.type = \"tsqr\", or check the residual for extreme scales")
+                raise AccuracyError(
+                    f"KSP {method} broke down (reason {ksp.getConvergedReason()}) after {iterations} "
+                    'iterations: use solver.type = "tsqr", or check the residual for extreme scales'
+                )
             # The scaled operator is A / sigma, so its solution is sigma times too large.
-            return IterativeSolution(progress.best.array_r / sigma, progress.residual, progress.gradient, iterations,
-                                     progress.status == "converged", _in_words(progress, tolerance, iterations))
+            return IterativeSolution(
+                progress.best.array_r / sigma,
+                progress.residual,
+                progress.gradient,
+                iterations,
+                progress.status == "converged",
+                _in_words(progress, tolerance, iterations),
+            )
 
 
 def _in_words(progress: _Progress, tolerance: float, iterations: int) -> str:
     measured = f"{progress.status}: relative gradient {progress.gradient:.1e} after {iterations} iterations"
     if progress.status == "converged":
         return measured
-    return (f"{measured}, wanted {tolerance:.1e}; raise solver.max_iterations or solver.tolerance, or use "
-            "solver.type = \"tsqr\"")
+    return (
+        f"{measured}, wanted {tolerance:.1e}; raise solver.max_iterations or solver.tolerance, or use "
+        'solver.type = "tsqr"'
+    )
 
 
 class _ScaledContext:
@@ -262,7 +284,7 @@ class _ScaledContext:
         self._mat.mult(x, y)
         y.scale(self._factor)
 
-    def multTranspose(self, _mat: Any, x: Any, y: Any) -> None:  # noqa: N802 (the name PETSc looks up)
+    def multTranspose(self, _mat: Any, x: Any, y: Any) -> None:
         self._mat.multTranspose(x, y)
         y.scale(self._factor)
 

@@ -76,7 +76,9 @@ class ReducedProblem:
             AccuracyError: If the factor holds NaN or Inf.
         """
         if not np.isfinite(factor).all():
-            raise AccuracyError("J V or the residual holds NaN or Inf: check the model's derivatives at the points")
+            raise AccuracyError(
+                "J V or the residual holds NaN or Inf: check the model's derivatives at the points"
+            )
         return cls(factor[:-1, :-1], factor[:-1, -1], float(abs(factor[-1, -1])), n_rows)
 
     @property
@@ -140,9 +142,9 @@ class ReducedProblem:
         """
         if rank == 0:
             return ReducedSolution(np.zeros(0), self.residual_norm(np.zeros(0)), 0, 1.0)
-        cut = np.finfo(float).eps * max(self.n_rows, rank) if cut is None else cut
-        # Interlacing: no leading block is worse conditioned than the whole factor. If nothing is to be cut from
-        # that, back substitution gives the SVD's answer for every rank.
+        cut = float(np.finfo(float).eps) * max(self.n_rows, rank) if cut is None else cut
+        # Interlacing: no leading block is worse conditioned than the whole factor. If nothing is to be cut
+        # from that, back substitution gives the SVD's answer for every rank.
         _, s, _ = self._whole_svd()
         if rank < len(self.z) and s[-1] > cut * s[0]:
             c = solve_triangular(self.r[:rank, :rank], self.z[:rank])
@@ -151,8 +153,12 @@ class ReducedProblem:
         u, s, wt = self._whole_svd() if rank == len(self.z) else np.linalg.svd(self.r[:rank, :rank] / scale)
         keep = (s > cut * s[0]) & (s > 0)
         c = (wt[keep].T @ ((u[:, keep].T @ self.z[:rank]) / s[keep])) / scale
-        return ReducedSolution(c, self.residual_norm(c), int(rank - keep.sum()),
-                               float(s[0] / s[-1]) if s[-1] > 0 else float("inf"))
+        return ReducedSolution(
+            c,
+            self.residual_norm(c),
+            int(rank - keep.sum()),
+            float(s[0] / s[-1]) if s[-1] > 0 else float("inf"),
+        )
 
     def _whole_svd(self) -> tuple[Array, Array, Array]:
         if not self._scaled_svd:

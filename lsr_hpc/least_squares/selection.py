@@ -12,8 +12,8 @@ from lsr_hpc.least_squares.reduced import ReducedProblem
 
 __all__ = ["ScanEntry", "choose_rank", "scan_grid", "scan_ranks"]
 
-# Held-out norms closer to the best than this share of their own sampling error count as equal, and the smaller
-# rank wins: beyond it the fit follows the sample, and the error of the field rises again.
+# Held-out norms closer to the best than this share of their own sampling error count as equal, and the
+# smaller rank wins: beyond it the fit follows the sample, and the error of the field rises again.
 _INSIGNIFICANT = 0.5
 
 
@@ -51,8 +51,9 @@ def scan_grid(rank_max: int, points: int = 32) -> list[int]:
     return sorted({*even.tolist(), *geometric})
 
 
-def scan_ranks(train: ReducedProblem, held_out: ReducedProblem | None, ranks: Sequence[int],
-               cut: float | None = None) -> list[ScanEntry]:
+def scan_ranks(
+    train: ReducedProblem, held_out: ReducedProblem | None, ranks: Sequence[int], cut: float | None = None
+) -> list[ScanEntry]:
     """Solve every rank of the grid.
 
     Args:
@@ -73,10 +74,10 @@ def scan_ranks(train: ReducedProblem, held_out: ReducedProblem | None, ranks: Se
 
 
 def choose_rank(scan: Sequence[ScanEntry], n_held_out: int) -> int:
-    """Smallest rank whose held-out residual is not significantly above the best; the largest rank without any.
+    """Smallest rank whose held-out residual is not significantly above the best; the largest without any.
 
-    The norm of n independent residuals is known to a relative standard error of 1 / sqrt(2 n); half of that is
-    the margin (a stricter form of the one-standard-error rule of Breiman et al. 1984).
+    The norm of n independent residuals is known to a relative standard error of 1 / sqrt(2 n); half of that
+    is the margin (a stricter form of the one-standard-error rule of Breiman et al. 1984).
 
     Args:
         scan: The nested scan.

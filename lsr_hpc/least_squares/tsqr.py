@@ -27,7 +27,7 @@ def _r_factor(rows: Array) -> Array:
     m = rows.shape[1]
     r = np.zeros((m, m))
     if rows.shape[0]:
-        factor = np.linalg.qr(rows, mode="r")
+        factor: Array = np.linalg.qr(rows, mode="r")  # type: ignore[assignment]
         r[: factor.shape[0]] = factor
     return np.where(np.diag(r) < 0, -1.0, 1.0)[:, np.newaxis] * r
 

@@ -36,7 +36,8 @@ class DeepONet(nn.Module):
         Returns:
             Values, (n, 1).
         """
-        return (self.branch(h) * self.trunk(y)).sum(dim=-1, keepdim=True)
+        products: Tensor = self.branch(h) * self.trunk(y)
+        return products.sum(dim=-1, keepdim=True)
 
     def on_grid(self, h: Tensor, y: Tensor) -> Tensor:
         """Evaluate every function at every query point.
@@ -59,6 +60,8 @@ class BoundDeepONet(nn.Module):
         operator: The network, or the arguments of one (so that a stored predictor can be rebuilt).
         h: The input function at the sensors, shape (m,); zeros until a state is loaded.
     """
+
+    h: Tensor
 
     def __init__(self, operator: DeepONet | dict[str, object], h: Tensor | None = None) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,21 @@ class MLP(nn.Module):
         input_std: Divides the inputs, one number per input.
     """
 
-    def __init__(self, widths: Sequence[int], activation: str = "tanh", input_mean: Sequence[float] | None = None,
-                 input_std: Sequence[float] | None = None) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        activation: str = "tanh",
+        input_mean: Sequence[float] | None = None,
+        input_std: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(input_mean or [0.0] * widths[0]))
         self.register_buffer("std", torch.tensor(input_std or [1.0] * widths[0]))
         layers: list[nn.Module] = []
-        for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+        for n_in, n_out in pairwise(widths):
             linear = nn.Linear(n_in, n_out)
             nn.init.xavier_normal_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -40,7 +40,12 @@ class ShippedProblem:
         return function
 
 
-PROBLEMS = {p.name: p for p in [
-    ShippedProblem("antiderivative", "physics-informed DeepONet h -> s, s' = h, one refinement per unseen function"),
-    ShippedProblem("function_fit", "regression of sin(k pi x) sin(k pi y) with a tanh network"),
-]}
+PROBLEMS = {
+    p.name: p
+    for p in [
+        ShippedProblem(
+            "antiderivative", "physics-informed DeepONet h -> s, s' = h, one refinement per unseen function"
+        ),
+        ShippedProblem("function_fit", "regression of sin(k pi x) sin(k pi y) with a tanh network"),
+    ]
+}

@@ -9,11 +9,13 @@ network for one unseen input function on 1,000 equispaced points of s'(y) - h(y)
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jvp
 
+from lsr_hpc.autodiff import push_forward
 from lsr_hpc.derivatives import along
 from lsr_hpc.errors import JobError
 from lsr_hpc.models import BoundDeepONet, DeepONet
@@ -31,12 +33,21 @@ FIRST_TEST_FUNCTION = 100_000
 _STREAM_ANCHOR = 31
 
 
-def _operator_arguments(width: int, depth: int) -> dict[str, list[int]]:
+def _operator_arguments(width: int, depth: int) -> dict[str, Any]:
     return {"branch": [len(SENSORS)] + [width] * depth, "trunk": [1] + [width] * depth}
 
 
-def build(weights: dict[str, Tensor], *, instances: int = 30, rows: int = 1000, anchor: str = "initial",
-          forcing: str = "interpolated", width: int = 50, depth: int = 5, seed: int = 7) -> ProblemFamily:
+def build(
+    weights: dict[str, Tensor],
+    *,
+    instances: int = 30,
+    rows: int = 1000,
+    anchor: str = "initial",
+    forcing: str = "interpolated",
+    width: int = 50,
+    depth: int = 5,
+    seed: int = 7,
+) -> ProblemFamily:
     """One problem per unseen input function.
 
     Args:
@@ -58,14 +69,18 @@ def build(weights: dict[str, Tensor], *, instances: int = 30, rows: int = 1000, 
     if forcing not in PROCESSES:
         raise JobError(f"problem.args.forcing = {forcing!r}: use one of {sorted(PROCESSES)}")
     if anchor not in {"initial", "random"}:
-        raise JobError(f"problem.args.anchor = {anchor!r}: use \"initial\" or \"random\"")
+        raise JobError(f'problem.args.anchor = {anchor!r}: use "initial" or "random"')
     arguments = _operator_arguments(width, depth)
     operator = DeepONet(**arguments)
     operator.load_state_dict(weights)
     process = PROCESSES[forcing](range(FIRST_TEST_FUNCTION, FIRST_TEST_FUNCTION + instances), seed)
     y = np.linspace(0.0, 1.0, rows)
     y_eval = np.linspace(0.0, 1.0, 100)
-    anchors = np.zeros(instances) if anchor == "initial" else uniform_rows(seed, _STREAM_ANCHOR, 0, instances, 1)[:, 0]
+    anchors = (
+        np.zeros(instances)
+        if anchor == "initial"
+        else uniform_rows(seed, _STREAM_ANCHOR, 0, instances, 1)[:, 0]
+    )
     at_sensors, forcing_at_y, reference = process.at(SENSORS), process.at(y), process.primitive(y_eval)
     at_anchor = np.array([process.primitive(anchors[i : i + 1])[i, 0] for i in range(instances)])
 
@@ -81,11 +96,17 @@ def build(weights: dict[str, Tensor], *, instances: int = 30, rows: int = 1000, 
             model=BoundDeepONet(operator, torch.from_numpy(at_sensors[i])),
             model_spec=ModelSpec(architecture="bound_deeponet", arguments={"operator": arguments}),
             blocks=[
-                ResidualBlock(name="anchor", residual=pin, points=_column(anchors[i : i + 1]),
-                              data=(_column(at_anchor[i : i + 1]),), hold_out=False),
+                ResidualBlock(
+                    name="anchor",
+                    residual=pin,
+                    points=_column(anchors[i : i + 1]),
+                    data=(_column(at_anchor[i : i + 1]),),
+                    hold_out=False,
+                ),
                 ResidualBlock(name="ode", residual=ode, points=_column(y), data=(_column(forcing_at_y[i]),)),
             ],
-            evaluation=Evaluation(inputs=(_column(y_eval),), reference=_column(reference[i])))
+            evaluation=Evaluation(inputs=(_column(y_eval),), reference=_column(reference[i])),
+        )
 
     return ProblemFamily(name="antiderivative", n_instances=instances, instance=instance)
 
@@ -94,8 +115,16 @@ def _column(values: np.ndarray) -> Tensor:  # type: ignore[type-arg]
     return torch.from_numpy(np.ascontiguousarray(values))[:, None]
 
 
-def training_task(settings: TrainingSettings, *, functions: int = 5000, width: int = 50, depth: int = 5,
-                  forcing: str = "interpolated", seed: int = 7, test_functions: int = 100) -> TrainingTask:
+def training_task(
+    settings: TrainingSettings,
+    *,
+    functions: int = 5000,
+    width: int = 50,
+    depth: int = 5,
+    forcing: str = "interpolated",
+    seed: int = 7,
+    test_functions: int = 100,
+) -> TrainingTask:
     """Physics-informed training: s' = h at the sensors and s(0) = 0, no solution data; float32.
 
     Args:
@@ -114,7 +143,9 @@ def training_task(settings: TrainingSettings, *, functions: int = 5000, width: i
     model = DeepONet(**_operator_arguments(width, depth))
     h = torch.from_numpy(PROCESSES[forcing](range(functions), seed).at(SENSORS)).float()
     # Test functions of another number range than those that the job refines.
-    unseen = PROCESSES[forcing](range(FIRST_TEST_FUNCTION // 2, FIRST_TEST_FUNCTION // 2 + test_functions), seed)
+    unseen = PROCESSES[forcing](
+        range(FIRST_TEST_FUNCTION // 2, FIRST_TEST_FUNCTION // 2 + test_functions), seed
+    )
     h_test = torch.from_numpy(unseen.at(SENSORS)).float()
     s_test = torch.from_numpy(unseen.primitive(SENSORS)).float()
     y = torch.from_numpy(SENSORS).float()[:, None]
@@ -122,8 +153,10 @@ def training_task(settings: TrainingSettings, *, functions: int = 5000, width: i
     def loss(generator: torch.Generator) -> Tensor:
         batch = h[torch.randint(len(h), (settings.batch_size,), generator=generator)]
         coefficients = model.branch(batch)
-        trunk, trunk_y = jvp(model.trunk, (y,), (torch.ones_like(y),))
-        return (coefficients @ trunk_y.T - batch).square().mean() + (coefficients @ trunk[0]).square().mean()
+        trunk, trunk_y = push_forward(model.trunk, y, torch.ones_like(y))
+        equation: Tensor = coefficients @ trunk_y.T - batch
+        start: Tensor = coefficients @ trunk[0]
+        return equation.square().mean() + start.square().mean()
 
     def error() -> float:
         with torch.no_grad():

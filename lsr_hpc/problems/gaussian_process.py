@@ -64,14 +64,15 @@ class InterpolatedProcess:
         cell = np.clip((x / dx).astype(int), 0, len(self.grid) - 2)
         d = x - self.grid[cell]
         left, right = self.values[:, cell], self.values[:, cell + 1]
-        return whole[:, cell] + left * d + (right - left) * d**2 / (2 * dx)
+        primitive: Array = whole[:, cell] + left * d + (right - left) * d**2 / (2 * dx)
+        return primitive
 
 
 class SpectralProcess:
     """Draws of the process as sums of random cosines and sines: smooth, with a smooth primitive.
 
-    The covariance is the trapezoidal sum of the spectral density l sqrt(2 / pi) exp(-(l w)^2 / 2) on w >= 0, exact
-    to rounding for |d| <= 1 with the step and the range used here.
+    The covariance is the trapezoidal sum of the spectral density l sqrt(2 / pi) exp(-(l w)^2 / 2) on w >= 0,
+    exact to rounding for |d| <= 1 with the step and the range used here.
 
     Args:
         numbers: Global numbers of the functions.
@@ -98,7 +99,8 @@ class SpectralProcess:
             Shape (i, n).
         """
         phase = np.outer(self.frequencies, x)
-        return self.cosine @ np.cos(phase) + self.sine @ np.sin(phase)
+        values: Array = self.cosine @ np.cos(phase) + self.sine @ np.sin(phase)
+        return values
 
     def primitive(self, x: Array) -> Array:
         """Integral from 0 to x, exact.
@@ -111,4 +113,5 @@ class SpectralProcess:
         """
         w = self.frequencies[1:, np.newaxis]
         waves = (np.vstack([x, np.sin(w * x) / w]), np.vstack([np.zeros_like(x), (1 - np.cos(w * x)) / w]))
-        return self.cosine @ waves[0] + self.sine @ waves[1]
+        primitive: Array = self.cosine @ waves[0] + self.sine @ waves[1]
+        return primitive

@@ -65,17 +65,20 @@ def check_orthonormal(comm: MPI.Comm, v_local: Array) -> float:
     gram = all_sum(comm, v_local @ v_local.T)
     loss = float(np.abs(gram - np.eye(len(gram))).max(initial=0.0))
     if not loss <= WORST_ORTHOGONALITY:
-        raise AccuracyError(f"the basis is not orthonormal: |V^T V - I| = {loss:.1e}; set "
-                            "subspace.orthogonalization = \"tsqr\" or lower subspace.rank")
+        raise AccuracyError(
+            f"the basis is not orthonormal: |V^T V - I| = {loss:.1e}; set "
+            'subspace.orthogonalization = "tsqr" or lower subspace.rank'
+        )
     return loss
 
 
-def captured_energy(jacobian: DistributedJacobian, v_local: Array, jv_norm_squared: float, seed: int,
-                    probes: int = 4) -> float:
+def captured_energy(
+    jacobian: DistributedJacobian, v_local: Array, jv_norm_squared: float, seed: int, probes: int = 4
+) -> float:
     """Share of ||J||_F^2 that lies in the span of V.
 
-    The remainder ||J (I - V V^T)||_F^2 is estimated with a few Gaussian vectors, the captured part is exact, so
-    the estimate is sharp when the remainder is small (Hutch++, Meyer et al. 2021).
+    The remainder ||J (I - V V^T)||_F^2 is estimated with a few Gaussian vectors, the captured part is exact,
+    so the estimate is sharp when the remainder is small (Hutch++, Meyer et al. 2021).
 
     Args:
         jacobian: J.

@@ -21,8 +21,15 @@ __all__ = ["random_basis", "range_finder_basis"]
 _STREAM_OMEGA = 2
 
 
-def range_finder_basis(jacobian: DistributedJacobian, *, rank: int, oversampling: int, test_matrix: str,
-                       orthogonalization: str, seed: int) -> Basis:
+def range_finder_basis(
+    jacobian: DistributedJacobian,
+    *,
+    rank: int,
+    oversampling: int,
+    test_matrix: str,
+    orthogonalization: str,
+    seed: int,
+) -> Basis:
     """Right singular directions of the sketch Q^T J.
 
     Args:
@@ -56,11 +63,17 @@ def range_finder_basis(jacobian: DistributedJacobian, *, rank: int, oversampling
     qb_local, r_b = orthonormalise(comm, b_local, orthogonalization)
     left, sigma = on_first(comm, lambda: np.linalg.svd(r_b)[:2])
     v_local = np.ascontiguousarray(left[:, :rank].T @ qb_local)
-    return Basis(v_local, sigma[:rank].copy(), check_orthonormal(comm, v_local),
-                 f"randomised range finder, {test_matrix} test matrix, oversampling {oversampling}")
+    return Basis(
+        v_local,
+        sigma[:rank].copy(),
+        check_orthonormal(comm, v_local),
+        f"randomised range finder, {test_matrix} test matrix, oversampling {oversampling}",
+    )
 
 
-def random_basis(jacobian: DistributedJacobian, *, rank: int, seed: int, orthogonalization: str = "auto") -> Basis:
+def random_basis(
+    jacobian: DistributedJacobian, *, rank: int, seed: int, orthogonalization: str = "auto"
+) -> Basis:
     """Random orthonormal directions: what a basis made from J must beat.
 
     Args:

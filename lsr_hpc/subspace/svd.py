@@ -27,8 +27,18 @@ Array = NDArray[np.float64]
 _STREAM_START = 1
 
 
-def svd_basis(jacobian: DistributedJacobian, *, first_row: int, n_rows: int, rank: int, oversampling: int,
-              solver: str, iterations: int, orthogonalization: str, seed: int) -> Basis:
+def svd_basis(
+    jacobian: DistributedJacobian,
+    *,
+    first_row: int,
+    n_rows: int,
+    rank: int,
+    oversampling: int,
+    solver: str,
+    iterations: int,
+    orthogonalization: str,
+    seed: int,
+) -> Basis:
     """Compute k dominant right singular vectors.
 
     Args:
@@ -81,19 +91,29 @@ def svd_basis(jacobian: DistributedJacobian, *, first_row: int, n_rows: int, ran
         svd.solve()
         found = min(svd.getConverged(), rank)
         if found == 0:
-            raise AccuracyError(f"SLEPc's {chosen} solver converged to no singular vector in {iterations} iterations: "
-                                "raise subspace.iterations or use subspace.svd = \"randomized\"")
+            raise AccuracyError(
+                f"SLEPc's {chosen} solver converged to no singular vector in {iterations} iterations: "
+                'raise subspace.iterations or use subspace.svd = "randomized"'
+            )
         v_local, sigma = _collect(svd, mat, found)
         done = svd.getIterationNumber()
-    return Basis(v_local, sigma, check_orthonormal(jacobian.comm, v_local),
-                 f"SLEPc SVD {chosen}, {done} iterations, {found} of {rank} directions")
+    return Basis(
+        v_local,
+        sigma,
+        check_orthonormal(jacobian.comm, v_local),
+        f"SLEPc SVD {chosen}, {done} iterations, {found} of {rank} directions",
+    )
 
 
-def _start_vectors(jacobian: DistributedJacobian, mat: Any, first_row: int, n_rows: int, width: int, seed: int
-                   ) -> tuple[list[Any], list[Any]]:
+def _start_vectors(
+    jacobian: DistributedJacobian, mat: Any, first_row: int, n_rows: int, width: int, seed: int
+) -> tuple[list[Any], list[Any]]:
     """Gaussian start vectors that depend on (seed, global index) only.
 
     For fewer rows than parameters SLEPc works on the transpose and starts from the left space.
+
+    Returns:
+        Right and left start vectors; one of the lists is empty.
     """
     from_left = mat.getSize()[0] < mat.getSize()[1]
     lo, hi = (first_row, first_row + jacobian.local.n_rows) if from_left else jacobian.my_parameters

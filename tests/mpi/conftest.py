@@ -31,7 +31,9 @@ def mpi_environment() -> dict[str, str]:
 def mpiexec() -> Run:
     """Start a command on n ranks; the test fails if it does not end in time."""
 
-    def run(n: int, *command: str | Path, limit_s: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        n: int, *command: str | Path, limit_s: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["mpiexec", "-n", str(n), *map(str, command)],
             cwd=REPOSITORY,

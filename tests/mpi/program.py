@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from lsr_hpc import Evaluation, HeldOutSettings, Problem, RefineSettings, ResidualBlock, SolverSettings, SubspaceSettings
+from lsr_hpc import (
+    Evaluation,
+    HeldOutSettings,
+    Problem,
+    RefineSettings,
+    ResidualBlock,
+    SolverSettings,
+    SubspaceSettings,
+)
 from lsr_hpc.commands.refine import _end_all_ranks
 from lsr_hpc.derivatives import along, second_along
 from lsr_hpc.models import MLP
@@ -43,7 +51,9 @@ def poisson(fail_on: int | None = None, nan_at: int | None = None) -> Problem:
         blocks=[
             ResidualBlock(name="equation", residual=equation, points=x, data=(forcing,)),
             ResidualBlock(name="boundary", residual=lambda u, x: u(x), points=x[[0, -1]], weight=10.0),
-            ResidualBlock(name="slope", residual=lambda u, x: along(u, x) - torch.cos(x), points=x[::4], weight=0.1),
+            ResidualBlock(
+                name="slope", residual=lambda u, x: along(u, x) - torch.cos(x), points=x[::4], weight=0.1
+            ),
         ],
         evaluation=Evaluation(inputs=(x,), reference=torch.sin(x)),
     )
@@ -82,7 +92,9 @@ CASES = {
 
 def run(case: str, output: str) -> None:
     build, subspace, solver = CASES[case]
-    settings = RefineSettings(subspace=subspace, solver=SolverSettings(**solver), held_out=HeldOutSettings(fraction=0.2))
+    settings = RefineSettings(
+        subspace=subspace, solver=SolverSettings(**solver), held_out=HeldOutSettings(fraction=0.2)
+    )
     result = refine(build(), comm, settings=settings)
     deltas = comm.allgather(result.delta)
     rows = comm.gather(sum(1 for d in deltas if not np.array_equal(d, deltas[0])))
