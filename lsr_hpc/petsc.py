@@ -2,6 +2,10 @@
 
 Nothing else in the project tests versions. Importing this module starts nothing; :func:`libraries` does,
 in the only order that works: mpi4py, then slepc4py, then petsc4py.
+
+What Python's collector frees as the last owner, PETSc keeps for a collective clean-up that nobody calls. So
+objects are destroyed in so many words, and handles and views of them (``getBV``, :func:`local_panel`) go
+before they do.
 """
 
 from __future__ import annotations
@@ -118,7 +122,8 @@ def local_panel(mat: Any) -> Any:
         mat: A dense ``PETSc.Mat``; its columns may be padded (leading dimension above the row count).
 
     Returns:
-        Tensor of shape (local rows, columns). After writing call ``mat.stateIncrease()``.
+        Tensor of shape (local rows, columns). After writing call ``mat.stateIncrease()``. It co-owns the
+        matrix: delete it before the matrix is destroyed, or the memory is never given back.
     """
     from torch.utils.dlpack import from_dlpack
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+# Read when numpy and PETSc load. On matrices as small as these, threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from lsr_hpc.jacobian.operator import DistributedJacobian
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from lsr_hpc.jacobian.operator import DistributedJacobian  # noqa: E402
 
 Array = NDArray[np.float64]
 

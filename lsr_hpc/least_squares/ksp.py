@@ -83,6 +83,7 @@ def solve_reduced(
     rows = local_panel(mat).numpy()
     rows[:] = 0.0
     rows[:n_local] = (av_local / norms[:, np.newaxis]).T
+    del rows
     mat.assemble()
     mat.stateIncrease()
     with destroying(mat):
@@ -146,10 +147,10 @@ def _largest_singular_value(mat: Any, b: Any) -> float:
 class _Progress:
     """Our own stopping test, evaluated from the iterate itself, and the best iterate so far.
 
-    In exact arithmetic both methods lower ||r|| monotonically; long before the gradient has met its tolerance ||r||
-    stands still to the last bit, and of iterates with equal ||r|| the one with the smaller ||A^T r|| is better. Once
-    rounding has taken over, LSQR stands still and CGLS can blow up, so the iteration ends when several tests in a
-    row see no progress, and the best iterate is the answer.
+    In exact arithmetic both methods lower ||r|| monotonically; long before the gradient has met its tolerance
+    ||r|| stands still to the last bit, and of iterates with equal ||r|| the one with the smaller ||A^T r|| is
+    better. Once rounding has taken over, LSQR stands still and CGLS can blow up, so the iteration ends when
+    several tests in a row see no progress, and the best iterate is the answer.
     """
 
     def __init__(self, scaled: Any, b: Any, tolerance: float, max_iterations: int) -> None:
@@ -194,7 +195,7 @@ class _Progress:
         if iteration == 0:
             return self._reasons.ITERATING
         # A copy: when the gradient is zero to the last bit, CGLS divides by it in its next step.
-        ksp.buildSolution().copy(self._last)
+        ksp.buildSolution(self._last)
         is_last = iteration >= self._max_iterations
         if iteration % _TEST_EVERY and not is_last:
             return self._reasons.ITERATING

@@ -62,6 +62,7 @@ def orthonormalise(comm: MPI.Comm, panel_local: Array, method: str = "auto") -> 
         columns = local_panel(view).numpy()
         columns[:] = 0.0
         columns[:n_local] = panel_local.T
+        del columns
         basis.restoreMat(view)
         for kind in rounds:
             basis.setOrthogonalization(block=kind)

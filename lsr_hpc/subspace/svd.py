@@ -84,6 +84,8 @@ def svd_basis(
         kind = kinds.CHOL if orthogonalization == "cholesky_qr2" else kinds.TSQR
         for bv in svd.getBV():
             bv.setOrthogonalization(block=kind)
+            # Our handle must not outlive the solver: see lsr_hpc.petsc.
+            bv.destroy()
         start = _start_vectors(jacobian, mat, first_row, n_rows, width, seed)
         with destroying(*start[0], *start[1]):
             set_initial_space(svd, *start)
