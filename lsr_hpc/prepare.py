@@ -84,7 +84,7 @@ def prepare(problem: Problem, comm: MPI.Comm, settings: RefineSettings) -> Prepa
     """
     device = choose_device(comm, settings.compute.device)
 
-    def checked() -> tuple[FunctionalModel, RowSet, RowSet]:
+    def checked() -> tuple[FunctionalModel, RowSet, RowSet, RefineSettings]:
         check_problem(problem)
         model = FunctionalModel(problem.model, device)
         probes = [probe_block(block, model) for block in problem.blocks]
@@ -99,10 +99,9 @@ def prepare(problem: Problem, comm: MPI.Comm, settings: RefineSettings) -> Prepa
             held = split_rows(
                 problem.validation, [probe_block(b, model) for b in problem.validation], 0.0, 0
             )[0]
-        _check_rank(settings, fit, model)
-        return model, fit, held
+        return model, fit, held, _fitting_oversampling(settings, fit, model)
 
-    model, fit_rows, held_rows = agree(comm, checked)
+    model, fit_rows, held_rows, settings = agree(comm, checked)
 
     def rows_of_largest(rows: RowSet) -> int:
         return max(
@@ -187,21 +186,29 @@ def _warn_untouched(
         )
 
 
-def _check_rank(settings: RefineSettings, fit: RowSet, model: FunctionalModel) -> None:
-    if settings.solver.space == "full":
-        return
-    width, rank = settings.subspace.width, settings.subspace.rank
+def _fitting_oversampling(settings: RefineSettings, fit: RowSet, model: FunctionalModel) -> RefineSettings:
+    """Refuse a rank that cannot be, and lower the oversampling to what rows and parameters leave.
+
+    Args:
+        settings: The job's settings.
+        fit: Fitted rows.
+        model: The network.
+
+    Returns:
+        The settings to use.
+
+    Raises:
+        JobError: If the rank exceeds rows or parameters.
+    """
+    subspace = settings.subspace
     limit = min(fit.n_rows, model.layout.size)
-    if rank > limit:
+    if settings.solver.space == "subspace" and subspace.rank > limit:
         raise JobError(
-            f"subspace.rank = {rank}, but the problem has {fit.n_rows} fitted rows and {model.layout.size} "
-            f"parameters: use at most {limit}, better a tenth of the rows"
+            f"subspace.rank = {subspace.rank}, but the problem has {fit.n_rows} fitted rows and "
+            f"{model.layout.size} parameters: use at most {limit}, better a tenth of the rows"
         )
-    if width > limit:
-        raise JobError(
-            f"subspace.rank + subspace.oversampling = {width} exceeds the smaller of {fit.n_rows} fitted "
-            f"rows and {model.layout.size} parameters: lower one of them by {width - limit}"
-        )
+    oversampling = max(0, min(subspace.oversampling, limit - subspace.rank))
+    return replace(settings, subspace=replace(subspace, oversampling=oversampling))
 
 
 def evaluation_range(problem: Problem, comm: MPI.Comm) -> slice:

@@ -48,7 +48,7 @@ def headline(job: Job, first: RefineResult, n_instances: int, world_size: int, t
         f"{job.name}: {many}{first.counts['rows']} rows ({first.counts['held_out_rows']} held out), "
         f"{first.counts['params']} parameters; {space}, {job.solver.type}; "
         f"{world_size} MPI ranks x {threads} threads\n"
-        f"{'':>4}  {'rank':>9}   {'error':>8} -> {'refined':<8}  {'gain':>8}   "
+        f"{'':>4}  {'rank':>9}   {'error':>8} -> {'refined':<8}  {'gain':>9}   "
         f"{'residual':>8} -> {'linear':<8} {'true':<8} {'seconds':>7}"
     )
 
@@ -67,7 +67,7 @@ def gain_in_words(before: float | None, after: float | None) -> str:
     Returns:
         For example ``"1.2e+04"`` or ``"-"``.
     """
-    return f"{before / after:7.3g}x" if before and after else "       -"
+    return f"{before / after:8.3g}x" if before and after else "        -"
 
 
 def instance_line(i: int, result: RefineResult) -> str:

@@ -154,7 +154,6 @@ BAD = {
     "wrong type": (["refine", JOB, "--set", "subspace.rank=\"many\""], "an integer is expected"),
     "wrong choice": (["refine", JOB, "--set", "solver.type=magic"], "'tsqr', 'lsqr', 'cgls'"),
     "rank above rows": (["refine", JOB, "--set", "subspace.rank=5000"], "use at most 751"),
-    "width above rows": (["refine", JOB, "--set", "subspace.rank=750"], "lower one of them by 9"),
     "negative rank": (["refine", JOB, "--set", "subspace.rank=-1"], "must be at least 1"),
     "contradiction": (["refine", JOB, "--set", "solver.space=full"], "needs an iterative solver"),
     "memory": (["refine", JOB, "--set", "compute.memory_per_rank=\"100MiB\""], "are needed"),
