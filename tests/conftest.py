@@ -9,13 +9,13 @@ from typing import Any
 # Read when numpy and PETSc load. On matrices as small as these, threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from torch import Tensor  # noqa: E402
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from lsr_hpc.jacobian.operator import DistributedJacobian  # noqa: E402
+from lsr_hpc.jacobian.operator import DistributedJacobian
 
 Array = NDArray[np.float64]
 
