@@ -87,15 +87,16 @@ def probe_block(block: ResidualBlock, model: FunctionalModel) -> BlockProbe:
                 "split real and imaginary parts into two columns"
             )
 
+    versions = [t._version for t in tensors]
     values = _call(block, model, tensors)
     _check_values(block, values, n)
+    if [t._version for t in tensors] != versions:
+        raise JobError(
+            f"residual block {block.name!r} writes into its points or data: it is called many times on the "
+            "same tensors, so use no in-place operations on them"
+        )
     if n > 1:
-        head = _call(block, model, tuple(t[: n // 2] for t in tensors))
-        if not torch.allclose(head, values[: n // 2], rtol=1e-9, atol=1e-12, equal_nan=True):
-            raise JobError(
-                f"residual block {block.name!r}: the residual at a point changes with the other points of "
-                "its batch; row i may depend on point i alone (no batch statistics, no sums over points)"
-            )
+        _check_independence(block, values, _call(block, model, tuple(t[: n // 2] for t in tensors)))
 
     half = tuple(t[: n // 2] for t in tensors) if n > 1 else tensors
     flops, numbers = _count(block, model, tensors)
@@ -135,6 +136,23 @@ def _check_values(block: ResidualBlock, values: Any, n: int) -> None:
         raise JobError(
             f"residual block {block.name!r} returned {values.dtype}: parameters and points arrive as "
             "float64; do not cast inside the residual"
+        )
+
+
+def _check_independence(block: ResidualBlock, values: Tensor, head: Tensor) -> None:
+    """Compare a batch with its first half: the values of a point must not change."""
+    _check_values(block, head, len(values) // 2)
+    if head.shape[1:] != values.shape[1:]:
+        raise JobError(
+            f"residual block {block.name!r} returned shape {tuple(values.shape)} for {len(values)} points "
+            f"and {tuple(head.shape)} for {len(head)}: probably (n, 1) and (n,) were broadcast to (n, n)"
+        )
+    # A residual far smaller than the output that it is a difference of holds few digits.
+    tolerance = 1e-12 + 1e-6 * float(values.abs().nan_to_num(0.0, 0.0).max())
+    if not torch.allclose(head, values[: len(head)], rtol=0.0, atol=tolerance, equal_nan=True):
+        raise JobError(
+            f"residual block {block.name!r}: the residual at a point changes with the other points of "
+            "its batch; row i may depend on point i alone (no batch statistics, no sums over points)"
         )
 
 

@@ -173,7 +173,8 @@ class _Progress:
 
     def _is_solved(self) -> bool:
         # ||A^T r|| below the rounding of A^T b cannot be told from zero, however small r is.
-        return self.gradient <= self._tolerance or self.gradient * self.residual <= _ROUNDING * self._b_norm
+        rounding = _ROUNDING * self._b_norm
+        return bool(self.gradient <= self._tolerance or self.gradient * self.residual <= rounding)
 
     def _look_at_last(self) -> None:
         """Measure the last iterate and keep it if it is the best so far."""
