@@ -1,4 +1,4 @@
-"""The refined predictor: network plus linear correction, differentiable in x, stored so that no byte changes."""
+"""The refined predictor: network plus linear correction, differentiable in x, and safe in storage."""
 
 from __future__ import annotations
 

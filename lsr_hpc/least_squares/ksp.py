@@ -271,7 +271,8 @@ def _solve(
 def _in_words(progress: _Progress, tolerance: float, iterations: int) -> str:
     measured = f"{progress.status}: relative gradient {progress.gradient:.1e} after {iterations} iterations"
     if progress.status == "converged":
-        return measured
+        is_rounding = progress.gradient > tolerance
+        return f"converged to rounding after {iterations} iterations" if is_rounding else measured
     return (
         f"{measured}, wanted {tolerance:.1e}; raise solver.max_iterations or solver.tolerance, or use "
         'solver.type = "tsqr"'

@@ -69,6 +69,7 @@ def test_consistent_problem_is_solved_exactly(
     solution = solve(space, a, -a @ expected, method)
 
     assert solution.is_converged
+    assert solution.reason.startswith("converged to rounding")
     np.testing.assert_allclose(solution.x_local, expected, rtol=0, atol=1e-9)
 
 
