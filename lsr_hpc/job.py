@@ -49,8 +49,8 @@ class ProblemSettings:
 
     Attributes:
         function: Name of a shipped problem, ``package.module:function`` or ``file.py:function``.
-        weights: Trained weights (safetensors), relative to the job file; verified against ``NAME.json`` beside
-            them where there is one. Passed to the function as its first argument.
+        weights: Trained weights (safetensors), relative to the job file; verified against ``NAME.json``
+            beside them where there is one. Passed to the function as its first argument.
         args: Keyword arguments of the function.
     """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lsr_hpc.comm import agree, even_ranges
+from lsr_hpc.comm import agree
 from lsr_hpc.errors import EnvironmentProblem, JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
@@ -209,20 +209,6 @@ def _fitting_oversampling(settings: RefineSettings, fit: RowSet, model: Function
         )
     oversampling = max(0, min(subspace.oversampling, limit - subspace.rank))
     return replace(settings, subspace=replace(subspace, oversampling=oversampling))
-
-
-def evaluation_range(problem: Problem, comm: MPI.Comm) -> slice:
-    """This rank's share of the evaluation points.
-
-    Args:
-        problem: A problem with evaluation data.
-        comm: Communicator.
-
-    Returns:
-        Slice of the global evaluation points.
-    """
-    assert problem.evaluation is not None
-    return slice(*even_ranges(problem.evaluation.reference.shape[0], comm.size)[comm.rank])
 
 
 def with_rank(settings: RefineSettings, rank: int | None) -> RefineSettings:

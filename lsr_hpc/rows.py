@@ -23,7 +23,7 @@ from lsr_hpc.jacobian.probe import BlockProbe
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.sampling import held_out_mask
 
-__all__ = ["LocalRows", "RowSet", "Segment", "local_rows", "partition", "split_rows"]
+__all__ = ["LocalRows", "RowSet", "Segment", "local_rows", "partition", "points_at_once", "split_rows"]
 
 # A block smaller than this pins the solution down (a boundary value, one measurement): never held out.
 SMALLEST_SPLIT_BLOCK = 20
@@ -103,12 +103,11 @@ class LocalRows:
         """Local number of rows, may be 0."""
         return sum(s.n_rows for s in self.segments)
 
-    def residual(self, field: Field, points_per_tile: int = 4096) -> Tensor:
-        """Evaluate the local, row-scaled residual.
+    def residual(self, field: Field) -> Tensor:
+        """Evaluate the local, row-scaled residual, tile by tile.
 
         Args:
             field: Network with bound parameters.
-            points_per_tile: Points evaluated at once.
 
         Returns:
             Shape (n_rows,), float64, on the device of the data.
@@ -118,23 +117,49 @@ class LocalRows:
         """
         pieces = [torch.zeros(0, dtype=torch.float64, device=self.device)]
         for segment in self.segments:
-            for lo in range(0, segment.n_points, points_per_tile):
+            size = points_at_once(segment.probe.numbers_per_point)
+            for lo in range(0, segment.n_points, size):
                 with torch.no_grad():
-                    values = segment.residual(field, slice(lo, lo + points_per_tile))
-                _require_finite(values, segment, lo)
-                pieces.append(values)
-        return torch.cat(pieces)
+                    pieces.append(segment.residual(field, slice(lo, lo + size)))
+        values = torch.cat(pieces)
+        self.require_finite(values, "is")
+        return values
+
+    def require_finite(self, values: Tensor, what: str) -> None:
+        """Refuse NaN and Inf in one number per local row.
+
+        Args:
+            values: Shape (n_rows,).
+            what: Words between the block's name and the value, for the message.
+
+        Raises:
+            JobError: Naming block, value and point of the first one.
+        """
+        bad = torch.nonzero(~torch.isfinite(values)).flatten()
+        if len(bad) == 0:
+            return
+        row = int(bad[0])
+        value = values[row].item()
+        for segment in self.segments:
+            if row < segment.n_rows:
+                where = segment.tensors[0][row // segment.probe.rows_per_point].tolist()
+                raise JobError(
+                    f"residual block {segment.block.name!r} {what} {value} at point {where}: "
+                    "check points and data there for NaN, Inf or a division by zero"
+                )
+            row -= segment.n_rows
 
 
-def _require_finite(values: Tensor, segment: Segment, first_point: int) -> None:
-    bad = torch.nonzero(~torch.isfinite(values))
-    if len(bad):
-        point = first_point + int(bad[0]) // segment.probe.rows_per_point
-        where = segment.tensors[0][point].tolist()
-        raise JobError(
-            f"residual block {segment.block.name!r} is {values[bad[0, 0]].item()} at point {where}: "
-            "check points and data there for NaN, Inf or a division by zero"
-        )
+def points_at_once(numbers_per_point: int) -> int:
+    """Points to evaluate in one pass so that the temporaries stay near 32 MiB.
+
+    Args:
+        numbers_per_point: Numbers alive per point, as the probe counted them.
+
+    Returns:
+        Between 1 and 4096.
+    """
+    return max(1, min(4096, 2**22 // numbers_per_point))
 
 
 def split_rows(

@@ -160,7 +160,7 @@ BAD = {
     "memory unit": (["refine", JOB, "--set", "compute.memory_per_rank=\"2 parsecs\""], "not understood"),
     "problem argument": (["refine", JOB, "--set", "problem.args.instnces=3"], "did you mean 'instances'?"),
     "problem argument type": (["refine", JOB, "--set", "problem.args.rows=1.5"], "an integer is expected"),
-    "unknown problem": (["refine", JOB, "--set", "problem.function=function_fir"], "did you mean 'function_fit'?"),
+    "unknown problem": (["refine", JOB, "--set", "problem=function_fir"], "did you mean 'function_fit'?"),
     "missing weights": (["refine", JOB, "--set", "problem.weights=none.safetensors"], "does not exist"),
     "preset": (["refine", JOB, "--preset", "huge"], "has no preset 'huge'; it has: small"),
     "override syntax": (["refine", JOB, "--set", "rank"], "section.key=value"),
@@ -286,8 +286,9 @@ def test_training_makes_weights_that_refine(tmp_path):
     record = json.loads((tmp_path / "w.json").read_text())
     assert record["seed"] == 0
     assert "--set train.steps=300" in record["command"]
-    done = serial("refine", "jobs/function_fit.toml", "--preset", "small", "--set", "subspace.rank=50",
-                  "--set", f"problem.weights={tmp_path}/w.safetensors", "--out", tmp_path / "run")  # fmt: skip
+    words = ["--preset", "small", "--set", "subspace.rank=50"]
+    words += ["--set", f"problem.weights={tmp_path / 'w.safetensors'}"]
+    done = serial("refine", "jobs/function_fit.toml", *words, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["error"]["before"] == pytest.approx(record["start_error"], rel=1e-3)

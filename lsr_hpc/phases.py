@@ -1,0 +1,47 @@
+"""Seconds by phase of a run, and the phase's name on whatever escapes from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+__all__ = ["Phases"]
+
+
+@dataclass
+class Phases:
+    """Clock of one run.
+
+    Attributes:
+        started: When the run began, on the clock of ``time.perf_counter``.
+        seconds: Seconds by phase so far.
+    """
+
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a phase.
+
+        Args:
+            name: Name of the phase.
+
+        Yields:
+            Nothing.
+        """
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            if not hasattr(error, "lsr_phase"):
+                error.lsr_phase = name  # type: ignore[attr-defined]
+            raise
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def total(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.started

@@ -1,0 +1,246 @@
+"""From a subspace to a parameter correction: reduce, choose the rank, solve.
+
+Also the iterative solve over all of parameter space, which shares the accept-or-refuse rule.
+"""
+
+# Legend: k directions, c coefficients; _local = this rank's rows or slice of the parameters.
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsr_hpc.comm import all_sum, gather_panel, on_first
+from lsr_hpc.least_squares.ksp import IterativeSolution, solve_full, solve_reduced
+from lsr_hpc.least_squares.reduced import ReducedProblem, reduce_rows
+from lsr_hpc.least_squares.selection import ScanEntry, choose_rank, scan_grid, scan_ranks
+from lsr_hpc.prepare import PreparedProblem
+from lsr_hpc.result import Outcome
+from lsr_hpc.subspace.basis import Basis
+
+__all__ = ["FitAndHeld", "Solution", "shares_objective", "solve_full_space", "solve_in_subspace"]
+
+Array = NDArray[np.float64]
+log = logging.getLogger("lsr_hpc")
+
+# Columns of J V below this many eps * ||J|| are rounding noise.
+_ROUNDING = 100.0
+
+
+@dataclass(frozen=True)
+class FitAndHeld:
+    """Something that every residual row has, on this rank's fitted and held-out rows.
+
+    Attributes:
+        fit: Last axis over the fitted rows.
+        held: Last axis over the held-out rows; may be empty.
+    """
+
+    fit: Array
+    held: Array
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A parameter correction and everything the report needs of it.
+
+    Attributes:
+        delta: Parameter correction, shape (P,), equal on all ranks.
+        rank: Directions used; iterations for the full space; 0 if refused.
+        residual_linear: Norm of the linearised residual at the solution.
+        residual_before: Norm at the start, over the same rows.
+        gradient: Least-squares gradient at the solution over the same at the start.
+        condition: Of the column-scaled reduced factor; NaN for the full space.
+        explained_share: Share of the squared start residual that the whole space can remove; NaN if unknown.
+        scan: The ranks looked at.
+        delta_of: The correction of a scanned rank; collective.
+        outcome: How it ended.
+        advice: What to mind.
+        detail: How it was solved, in words.
+    """
+
+    delta: Array
+    rank: int
+    residual_linear: float
+    residual_before: float
+    gradient: float
+    condition: float
+    explained_share: float
+    scan: list[ScanEntry]
+    delta_of: Callable[[ScanEntry], Array]
+    outcome: Outcome
+    advice: list[str]
+    detail: str
+
+
+def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r0: FitAndHeld) -> Solution:
+    """Reduce over the ranks, choose the rank on held-out rows, solve, and refit on all rows of the loss.
+
+    Args:
+        prepared: The prepared problem.
+        basis: Directions V.
+        av: Rows of J V, one direction per row: (k, N_local) and (k, N_held_local).
+        r0: Residual at the start.
+
+    Returns:
+        The solution, equal on all ranks.
+
+    Collective: two TSQRs, one gather of delta; KSP's products where it is asked for.
+    """
+    comm, options = prepared.comm, prepared.settings.solver
+    n_held = prepared.held_rows.n_rows
+    train = reduce_rows(comm, av.fit, r0.fit, prepared.fit_rows.n_rows)
+    held = reduce_rows(comm, av.held, r0.held, n_held) if n_held else None
+
+    usable = _above_rounding(train)
+    if usable < basis.rank:
+        log.info("%d of %d directions carry rounding noise only: left out", basis.rank - usable, basis.rank)
+    scan = on_first(comm, lambda: scan_ranks(train.damped(options.mu), held, scan_grid(usable), options.cut))
+    rank = choose_rank(scan, n_held)
+
+    is_refit = held is not None and shares_objective(prepared)
+    final = train.stacked_with(held) if is_refit and held is not None else train
+    solved = on_first(comm, lambda: final.damped(options.mu).solve(rank, options.cut))
+    c, outcome, advice, detail = solved.c, Outcome.REFINED, [], "TSQR, SVD of the column-scaled factor"
+    if rank == 0:
+        outcome = Outcome.REFUSED
+        advice.append(
+            "no rank lowers the held-out residual, so the start is kept: use more rows, another basis, or a "
+            "residual that the network can still reduce"
+        )
+    elif options.type == "tsqr":
+        if solved.cut:
+            advice.append(f"{solved.cut} of {rank} directions depend numerically on the others and were cut")
+    else:
+        iterated = solve_reduced(
+            comm,
+            np.hstack([av.fit[:rank], av.held[:rank]]) if is_refit else av.fit[:rank],
+            np.concatenate([r0.fit, r0.held]) if is_refit else r0.fit,
+            method=options.type,
+            tolerance=options.tolerance,
+            max_iterations=options.max_iterations,
+        )
+        c, detail = np.concatenate(comm.allgather(iterated.x_local)), iterated.reason
+        outcome = _outcome_of(iterated, advice)
+
+    start = train.residual_norm(np.zeros(0))
+    return Solution(
+        delta=_combination(prepared, basis, c),
+        rank=rank,
+        residual_linear=final.residual_norm(c),
+        residual_before=final.residual_norm(np.zeros(0)),
+        gradient=_reduced_gradient(final, c),
+        condition=solved.condition,
+        explained_share=1.0 - (train.rho / start) ** 2 if start > 0 else 0.0,
+        scan=scan,
+        delta_of=lambda entry: _combination(prepared, basis, entry.c),
+        outcome=outcome,
+        advice=advice,
+        detail=detail,
+    )
+
+
+def _above_rounding(problem: ReducedProblem) -> int:
+    """Leading directions whose image J v stands out of the rounding of J V.
+
+    The columns of V have unit length, so each column of J V carries an error of a few eps * ||J||. A
+    direction that J maps below that is noise: a coefficient of any size would fit it, and spoil the field.
+
+    Args:
+        problem: The reduced problem of the fitted rows.
+
+    Returns:
+        Number of leading directions to use.
+    """
+    images = np.linalg.norm(problem.r, axis=0)
+    noise = np.flatnonzero(images <= _ROUNDING * np.finfo(float).eps * images.max(initial=0.0))
+    return int(noise[0]) if len(noise) else len(images)
+
+
+def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
+    """LSQR or CGLS over all parameters; the held-out rows accept or refuse the whole step.
+
+    Args:
+        prepared: The prepared problem.
+        r0: Residual at the start.
+
+    Returns:
+        The solution, equal on all ranks; its rank counts iterations.
+
+    Collective: KSP's products and one gather of delta.
+    """
+    comm, options = prepared.comm, prepared.settings.solver
+    n_held = prepared.held_rows.n_rows
+    solved = solve_full(
+        prepared.jacobian,
+        r0.fit,
+        method=options.type,
+        tolerance=options.tolerance,
+        max_iterations=options.max_iterations,
+    )
+    held_after = r0.held + prepared.held_jacobian.jv(solved.x_local[np.newaxis])[0]
+    squares = [np.sum(r0.fit**2), np.sum(r0.held**2), np.sum(held_after**2)]
+    before, held_before, held = (float(norm) for norm in np.sqrt(all_sum(comm, np.array(squares))))
+    nothing = np.zeros(0)
+    scan = [
+        ScanEntry(0, nothing, before, held_before if n_held else None, 0),
+        ScanEntry(solved.iterations, nothing, solved.residual, held if n_held else None, 0),
+    ]
+    rank = choose_rank(scan, n_held)
+    advice: list[str] = []
+    outcome = _outcome_of(solved, advice)
+    if rank == 0:
+        outcome = Outcome.REFUSED
+        advice.append(
+            "the full step does not lower the held-out residual, so the start is kept: use fewer iterations "
+            "or a subspace"
+        )
+    step = _whole(prepared, solved.x_local)
+    zero = np.zeros_like(step)
+    return Solution(
+        delta=step if rank else zero,
+        rank=rank,
+        residual_linear=solved.residual if rank else before,
+        residual_before=before,
+        gradient=solved.gradient,
+        condition=float("nan"),
+        explained_share=float("nan"),
+        scan=scan,
+        delta_of=lambda entry: step if entry.rank else zero,
+        outcome=outcome,
+        advice=advice,
+        detail=solved.reason,
+    )
+
+
+def _outcome_of(solved: IterativeSolution, advice: list[str]) -> Outcome:
+    if solved.is_converged:
+        return Outcome.REFINED
+    advice.append(solved.reason)
+    return Outcome.NOT_CONVERGED
+
+
+def shares_objective(prepared: PreparedProblem) -> bool:
+    """Whether held-out rows are part of the loss (a fraction of its points) and a refit is wanted."""
+    return prepared.settings.solver.refit and not prepared.problem.validation
+
+
+def _combination(prepared: PreparedProblem, basis: Basis, c: Array) -> Array:
+    """``V c`` of the leading directions, whole on every rank."""
+    return _whole(prepared, c @ basis.v_local[: len(c)])
+
+
+def _whole(prepared: PreparedProblem, local: Array) -> Array:
+    whole = gather_panel(prepared.comm, local[np.newaxis, :], prepared.jacobian.parameter_ranges)
+    return np.array(whole[0])
+
+
+def _reduced_gradient(problem: ReducedProblem, c: Array) -> float:
+    """||(J V)^T r|| at the solution over the same at the start, from the factor."""
+    r = problem.r[:, : len(c)]
+    start = float(np.linalg.norm(r.T @ problem.z))
+    return float(np.linalg.norm(r.T @ (r @ c - problem.z))) / start if start > 0 else 0.0

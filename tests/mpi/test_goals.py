@@ -1,0 +1,94 @@
+"""What the shipped problems must reach; small sizes in every run, full sizes marked slow."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+
+pytestmark = pytest.mark.mpi
+
+
+def refine(lsr, out, *words, limit_s=300):
+    done = lsr(2, "refine", *words, "--out", out, limit_s=limit_s)
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "result.json").read_text())
+
+
+def assert_training_residual_never_rises(result):
+    for instance in result.get("instances", [result]):
+        train = [entry["train"] for entry in instance["scan"]]
+        assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(train))
+
+
+def assert_memory_is_kept(result, budget_bytes):
+    assert result["peak_rss_bytes"] <= 1.1 * budget_bytes
+
+
+def assert_antiderivative(result):
+    assert result["error"]["before"] <= 1.5e-2
+    assert result["error"]["after"] <= 1e-6
+    assert result["error"]["after"] <= 1e-3 * result["error"]["before"]
+    assert all(i["error"]["after"] < i["error"]["before"] for i in result["instances"])
+    # The equation is linear: the linearised residual is the true one.
+    for instance in result["instances"]:
+        assert instance["residual"]["true"] == pytest.approx(instance["residual"]["linear"], rel=1e-6)
+    assert_training_residual_never_rises(result)
+
+
+def test_antiderivative_small(lsr, tmp_path):
+    assert_antiderivative(refine(lsr, tmp_path / "run", "jobs/antiderivative.toml", "--preset", "small"))
+
+
+def test_smooth_input_functions_are_refined_to_rounding(lsr, tmp_path):
+    """Without the kinks of the published input functions nothing but float64 limits the error."""
+    words = [
+        "--preset",
+        "small",
+        "--set",
+        "problem.args.forcing=spectral",
+        "--set",
+        "problem.args.instances=2",
+    ]
+    result = refine(lsr, tmp_path / "run", "jobs/antiderivative.toml", *words)
+    assert result["error"]["after"] <= 1e-12
+
+
+def test_function_fit_small_falls_a_thousandfold_inside_its_memory(lsr, tmp_path):
+    words = ["--preset", "small", "--set", "compute.memory_per_rank=700MiB"]
+    result = refine(lsr, tmp_path / "run", "jobs/function_fit.toml", *words)
+    assert result["error"]["after"] <= 1e-3 * result["error"]["before"]
+    assert_training_residual_never_rises(result)
+    assert_memory_is_kept(result, 700 * 2**20)
+
+
+def test_refinement_is_refused_where_the_subspace_cannot_help(lsr, tmp_path):
+    """Wave number 4: what training left lies outside the 400 dominant directions, and held-out rows see it."""
+    result = refine(lsr, tmp_path / "run", "jobs/function_fit.toml", "--preset", "k4_small")
+    assert (result["outcome"], result["rank"]) == ("refused", 0)
+    assert result["error"]["after"] == result["error"]["before"]
+    assert "no rank lowers the held-out residual" in result["advice"][0]
+
+
+@pytest.mark.slow
+def test_antiderivative_full_size(lsr, tmp_path):
+    result = refine(lsr, tmp_path / "run", "jobs/antiderivative.toml")
+    assert len(result["instances"]) == 30
+    assert_antiderivative(result)
+
+
+@pytest.mark.slow
+def test_function_fit_full_size(lsr, tmp_path):
+    result = refine(lsr, tmp_path / "run", "jobs/function_fit.toml", limit_s=3000)
+    assert (result["params"], result["rows"], result["rank_max"]) == (83_073, 10_000, 1000)
+    assert result["error"]["after"] <= 1e-3 * result["error"]["before"]
+    assert_training_residual_never_rises(result)
+    assert_memory_is_kept(result, 3 * 2**30)
+
+
+@pytest.mark.slow
+def test_function_fit_full_size_in_tight_memory(lsr, tmp_path):
+    words = ["--set", "subspace.rank=300", "--set", "compute.memory_per_rank=1100MiB"]
+    result = refine(lsr, tmp_path / "run", "jobs/function_fit.toml", *words, limit_s=3000)
+    assert_memory_is_kept(result, 1100 * 2**20)
