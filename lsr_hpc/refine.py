@@ -17,6 +17,7 @@ import torch
 
 from lsr_hpc.certify import certify, check_basis
 from lsr_hpc.comm import agree
+from lsr_hpc.errors import JobError
 from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import PreparedProblem, prepare, with_rank
 from lsr_hpc.problem import Problem
@@ -65,7 +66,7 @@ def refine(
     with phases("prepare"):
         prepared = prepare(problem, comm, with_rank(settings or RefineSettings(), rank))
         r0 = agree(comm, lambda: _start_residual(prepared))
-        agree(comm, lambda: _require_finite_derivatives(prepared))
+        _require_usable_jacobian(prepared)
     if prepared.settings.solver.space == "full":
         with phases("solve"):
             basis = None
@@ -91,11 +92,31 @@ def _start_residual(prepared: PreparedProblem) -> FitAndHeld:
     return FitAndHeld(prepared.fit.residual(field).cpu().numpy(), prepared.held.residual(field).cpu().numpy())
 
 
-def _require_finite_derivatives(prepared: PreparedProblem) -> None:
-    """Push one direction with no zero entry through every local row: a NaN in J shows in its row."""
+def _require_usable_jacobian(prepared: PreparedProblem) -> None:
+    """Push one direction with no zero entry through every row: a NaN in J shows in its row, J = 0 in all.
+
+    Raises:
+        JobError: On every rank, naming the row's block and point, or that J vanishes.
+    """
     direction = torch.linspace(1.0, 2.0, prepared.model.layout.size, dtype=torch.float64)[None]
-    for rows, jacobian in ((prepared.fit, prepared.jacobian), (prepared.held, prepared.held_jacobian)):
-        rows.require_finite(jacobian.local.jv(direction)[0], "has the parameter derivative")
+
+    def largest_image() -> float:
+        image = prepared.jacobian.local.jv(direction)[0]
+        prepared.fit.require_finite(image, "has the parameter derivative")
+        held_image = prepared.held_jacobian.local.jv(direction)[0]
+        prepared.held.require_finite(held_image, "has the parameter derivative")
+        return float(image.abs().max()) if len(image) else 0.0
+
+    largest = max(prepared.comm.allgather(agree(prepared.comm, largest_image)))
+
+    def require_nonzero() -> None:
+        if largest == 0.0:
+            raise JobError(
+                f"no residual of problem {prepared.problem.name!r} changes with any parameter: a dead "
+                "network, or residuals that do not use their first argument"
+            )
+
+    agree(prepared.comm, require_nonzero)
 
 
 def make_basis(prepared: PreparedProblem) -> Basis:

@@ -53,7 +53,8 @@ class Solution:
         rank: Directions used; iterations for the full space; 0 if refused.
         residual_linear: Norm of the linearised residual at the solution.
         residual_before: Norm at the start, over the same rows.
-        gradient: Least-squares gradient at the solution over the same at the start.
+        gradient: Least-squares gradient in the subspace at the solution over the same at the start; NaN for
+            the full space, where ``detail`` tells how far KSP came.
         condition: Of the column-scaled reduced factor; NaN for the full space.
         explained_share: Share of the squared start residual that the whole space can remove; NaN if unknown.
         scan: The ranks looked at.
@@ -206,7 +207,7 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
         rank=rank,
         residual_linear=solved.residual if rank else before,
         residual_before=before,
-        gradient=solved.gradient,
+        gradient=float("nan"),
         condition=float("nan"),
         explained_share=float("nan"),
         scan=scan,

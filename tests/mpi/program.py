@@ -6,6 +6,7 @@ usage: program.py OUTPUT_DIRECTORY CASE [CASE ...]
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -59,6 +60,39 @@ def poisson(fail_on: int | None = None, nan_at: int | None = None) -> Problem:
     )
 
 
+def root(dead: bool = False) -> Problem:
+    """A residual whose parameter derivative is infinite at a point (root of zero), or zero everywhere."""
+    torch.manual_seed(3)
+    x = torch.linspace(0, 1, 60, dtype=torch.float64)[:, None]
+
+    def residual(u, x):
+        return u(x) * 0.0 if dead else torch.sqrt((u(x) - u(0 * x)).abs()) - 1.0
+
+    model = MLP([1, 8, 1])
+    return Problem(name="root", model=model, blocks=[ResidualBlock(name="root", residual=residual, points=x)])
+
+
+def noise() -> Problem:
+    """Pure noise around what the network already gives: nothing can be gained, and rank 0 must win."""
+    torch.manual_seed(3)
+    model = MLP([1, 8, 8, 1]).double()
+    x = torch.linspace(-1, 1, 400, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        y = model(x) + 0.1 * torch.randn(
+            400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+    block = ResidualBlock(name="fit", residual=lambda u, x, y: u(x) - y, points=x, data=(y,))
+    return Problem(name="noise", model=model, blocks=[block], evaluation=Evaluation(inputs=(x,), reference=y))
+
+
+def validated() -> Problem:
+    """The user's own validation rows choose the rank."""
+    problem = poisson()
+    x = torch.linspace(0.01, 3.1, 77, dtype=torch.float64)[:, None]
+    block = ResidualBlock(name="truth", residual=lambda u, x: u(x) - torch.sin(x), points=x)
+    return replace(problem, validation=[block])
+
+
 def wide() -> Problem:
     """Four points of 60 outputs: on five ranks one of them owns no row."""
     torch.manual_seed(3)
@@ -85,6 +119,10 @@ CASES = {
     "empty-rank-svd": (wide, SubspaceSettings(rank=40), {}),
     "empty-rank-randomized": (wide, SubspaceSettings(rank=40, basis="randomized"), {}),
     "empty-rank-lsqr": (wide, SubspaceSettings(rank=30), {"type": "lsqr"}),
+    "own-validation": (validated, SubspaceSettings(rank=40), {}),
+    "noise": (noise, SubspaceSettings(rank=20), {}),
+    "infinite-derivative": (root, SubspaceSettings(rank=5), {}),
+    "dead": (lambda: root(dead=True), SubspaceSettings(rank=5), {}),
     "one-rank-raises": (lambda: poisson(fail_on=comm.size - 1), SubspaceSettings(rank=40), {}),
     "nan-in-data": (lambda: poisson(nan_at=100), SubspaceSettings(rank=40), {}),
 }

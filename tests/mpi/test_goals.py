@@ -64,7 +64,7 @@ def test_function_fit_small_falls_a_thousandfold_inside_its_memory(lsr, tmp_path
 
 
 def test_refinement_is_refused_where_the_subspace_cannot_help(lsr, tmp_path):
-    """Wave number 4: what training left lies outside the 400 dominant directions, and held-out rows see it."""
+    """Wave number 4: what training left lies outside the 400 dominant directions; held-out rows see it."""
     result = refine(lsr, tmp_path / "run", "jobs/function_fit.toml", "--preset", "k4_small")
     assert (result["outcome"], result["rank"]) == ("refused", 0)
     assert result["error"]["after"] == result["error"]["before"]

@@ -12,10 +12,21 @@ import pytest
 pytestmark = pytest.mark.mpi
 PROGRAM = Path(__file__).parent / "program.py"
 
-AGREEING = ["svd", "svd-trlanczos", "svd-cross", "svd-cholesky", "randomized", "random", "lsqr", "cgls",
-            "empty-rank-svd", "empty-rank-randomized", "empty-rank-lsqr"]  # fmt: skip
-
-
+AGREEING = [
+    "svd",
+    "svd-trlanczos",
+    "svd-cross",
+    "svd-cholesky",
+    "randomized",
+    "random",
+    "lsqr",
+    "cgls",
+    "empty-rank-svd",
+    "empty-rank-randomized",
+    "empty-rank-lsqr",
+    "own-validation",
+    "noise",
+]
 RANK_COUNTS = (1, 2, 3, 5)
 
 
@@ -85,3 +96,30 @@ def test_nan_in_the_data_of_one_rank_is_one_message_on_all(mpiexec, tmp_path):
     assert len(ours) == 1
     assert "residual block 'equation' is nan at point" in ours[0]
     assert "MPI rank" in ours[0]
+
+
+def test_rank_zero_wins_where_nothing_can_be_gained(by_rank_count):
+    out = by_rank_count[2]["noise"]
+    assert out["rank"] == 0
+    assert not out["delta"].any()
+
+
+def test_own_validation_rows_choose_the_rank_and_stay_out_of_the_fit(by_rank_count):
+    out = by_rank_count[2]["own-validation"]
+    assert out["rank"] > 0
+    assert out["error"][1] < 1e-6 * out["error"][0]
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("infinite-derivative", "residual block 'root' has the parameter derivative"),
+        ("dead", "changes with any parameter"),
+    ],
+)
+def test_unusable_jacobian_is_one_message_on_all_ranks(mpiexec, tmp_path, case, words):
+    done = mpiexec(3, sys.executable, PROGRAM, tmp_path, case, limit_s=60)
+    assert done.returncode == 2, done.stderr
+    ours = [line for line in done.stderr.splitlines() if line.startswith("lsr-hpc:")]
+    assert len(ours) == 1
+    assert words in ours[0]
