@@ -18,14 +18,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from lsr_hpc.doctor_probes import MARK, shortened
 
 __all__ = ["Check", "main", "run_checks"]
 
@@ -36,10 +36,6 @@ OLDEST_PETSC, NEWEST_PETSC = (3, 18), (3, 26)
 FREE_GIB_WANTED = 1.0
 SLOW_BLAS_GFLOPS = 3.0
 
-# Libraries that a process has mapped, by file name: the MPI library itself (not its Fortran or C++ halves),
-# and anything that offers BLAS. For the second the folder counts too: Debian calls each of them libblas.so.3.
-LIBMPI = re.compile(r"^(libmpi(ch)?|libmpi_(abi|cray|gnu_\d+|gnu|intel|nvidia|amd))\.(so|\d*\.?dylib)")
-ANY_BLAS = re.compile(r"^lib(f?blas|openblas|mkl_rt|mkl_core|blis|flexiblas|[st]atlas|sci_|armpl|essl|nvpl)")
 FAST_BLAS = re.compile(r"openblas|mkl|blis|flexiblas|atlas|libsci_|armpl|essl|nvpl|accelerate", re.IGNORECASE)
 
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -49,7 +45,6 @@ ON_ONE_CORE = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
 REINSTALL = "make env (Debian, Ubuntu), or make the environment again from environment.yml"
-MARK = "lsr-doctor:"
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -300,10 +295,9 @@ def _check_threads() -> Check:
     granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
     most = min(cores, int(granted)) if granted.isdigit() else cores
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if not asked and cores > 1:
-        detail = f"OMP_NUM_THREADS is not set: every rank takes all {cores} cores"
-        remedy = "export OMP_NUM_THREADS=1, or cores per node divided by ranks per node"
-        return Check("threads", "warn", detail, remedy)
+    if not asked:
+        detail = f"OMP_NUM_THREADS is not set: lsr-hpc shares {cores} core(s) out among the ranks of a node"
+        return Check("threads", "ok", detail)
     if asked and (not asked.isdigit() or int(asked) < 1):
         return Check(
             "threads", "warn", f"OMP_NUM_THREADS={asked!r} is not a count", "export OMP_NUM_THREADS=1"
@@ -360,154 +354,6 @@ def _check_run_dir(folder: _Answer) -> Check:
     return Check("run-dir", "ok", detail)
 
 
-# --- the probes: each runs alone in a subprocess and tells its check what it saw --------------------
-
-
-def _probe_torch() -> dict[str, Any]:
-    import numpy as np
-
-    answer: dict[str, Any] = {"numpy": np.__version__, "bridge_error": ""}
-    try:
-        import torch
-    except Exception as error:
-        return answer | {"torch_error": _described(error)}
-    try:
-        array = np.arange(3.0)
-        tensor = torch.from_numpy(array)
-        tensor += 1.0
-        if array.tolist() != [1.0, 2.0, 3.0] or tensor.numpy().tolist() != array.tolist():
-            answer["bridge_error"] = "values differ"
-    except Exception as error:
-        answer["bridge_error"] = _described(error)
-    return answer | {"torch": torch.__version__, "threads": torch.get_num_threads()}
-
-
-def _probe_gpu() -> dict[str, Any]:
-    import torch
-
-    devices = []
-    for index in range(torch.cuda.device_count()):
-        torch.ones(1, device=f"cuda:{index}").sum().item()  # a GPU that is listed may still refuse work
-        properties = torch.cuda.get_device_properties(index)
-        devices.append({"name": properties.name, "gib": properties.total_memory / 2**30})
-    return {"cuda": torch.version.cuda, "devices": devices}
-
-
-def _probe_mpi4py() -> dict[str, Any]:
-    import mpi4py
-
-    mpi4py.rc.initialize = False
-    from mpi4py import MPI
-
-    return {"mpi4py": mpi4py.__version__, "library": _mpi_name(MPI), "libmpi": _mapped(LIBMPI)}
-
-
-def _probe_petsc() -> dict[str, Any]:
-    import petsc4py
-    from petsc4py import PETSc
-
-    answer: dict[str, Any] = {
-        "petsc4py": [int(part) for part in petsc4py.__version__.split(".")[:2]],
-        "petsc": list(PETSc.Sys.getVersion()),
-        "scalar": PETSc.ScalarType.__name__,
-        "index_bits": 8 * PETSc.IntType().itemsize,
-        "libmpi": _mapped(LIBMPI),
-        # numpy from pip brings a BLAS of its own, which PETSc does not use
-        "blas": [path for path in _mapped(ANY_BLAS) if "/numpy.libs/" not in path],
-    }
-    if not answer["blas"]:
-        answer["gflops"] = _matrix_product_gflops(PETSc)
-    try:
-        from slepc4py import SLEPc
-
-        answer["slepc"] = list(SLEPc.Sys.getVersion())
-    except Exception as error:
-        answer["slepc_error"] = _described(error)
-    with suppress(Exception):  # reported by the mpi4py probe
-        from mpi4py import MPI  # noqa: F401
-    answer["libmpi_of_both"] = _mapped(LIBMPI)
-    return answer
-
-
-def _probe_world() -> dict[str, Any]:
-    from mpi4py import MPI
-
-    comm = MPI.COMM_WORLD
-    answer = {"rank": comm.rank, "size": comm.size, "library": _mpi_name(MPI), "bytes_arrived": True}
-    if comm.size == 2:
-        # Large enough to take the single-copy path, which containers may forbid.
-        sent, received = bytes([comm.rank + 1]) * (1 << 20), bytearray(1 << 20)
-        comm.Sendrecv(sent, dest=1 - comm.rank, recvbuf=received, source=1 - comm.rank)
-        answer["bytes_arrived"] = received == bytes([2 - comm.rank]) * (1 << 20)
-    return answer
-
-
-def _probe_run_dir(asked: str) -> dict[str, Any]:
-    wanted = Path(asked)
-    home = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
-    answer: dict[str, Any] = {"where": asked if home == wanted else f"{asked} (to be made in {home})"}
-    try:
-        with tempfile.TemporaryDirectory(prefix=".lsr-doctor-", dir=home) as made:
-            answer["fsync_ms"] = _try_file_rules(Path(made))
-    except OSError as error:
-        return answer | {"error": f"cannot be used: {error.strerror or error}"}
-    return answer | {"free": shutil.disk_usage(home).free}
-
-
-def _try_file_rules(folder: Path) -> float:
-    """Do what checkpoints rely on: exclusive creation, fsync, rename of a folder over an empty one.
-
-    Args:
-        folder: An empty folder to work in.
-
-    Returns:
-        Milliseconds for the fsync of one small file and of its folder.
-
-    Raises:
-        OSError: If the file system does not keep to one of the rules.
-    """
-    exclusive = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-    new, final = folder / "new", folder / "final"
-    new.mkdir()
-    final.mkdir()
-    handles = [os.open(new / "lease", exclusive), os.open(new, os.O_RDONLY)]
-    try:
-        started = time.perf_counter()
-        os.write(handles[0], b"x")
-        for handle in handles:
-            os.fsync(handle)
-        spent_ms = (time.perf_counter() - started) * 1e3
-    finally:
-        for handle in handles:
-            os.close(handle)
-    with suppress(FileExistsError):
-        os.close(os.open(new / "lease", exclusive))
-        raise OSError("a file that exists was created again (O_EXCL does not hold)")
-    os.rename(new, final)
-    if (final / "lease").read_bytes() != b"x":
-        raise OSError("a renamed folder lost its content")
-    return spent_ms
-
-
-PROBES: dict[str, Callable[..., dict[str, Any]]] = {
-    "torch": _probe_torch,
-    "gpu": _probe_gpu,
-    "mpi4py": _probe_mpi4py,
-    "petsc": _probe_petsc,
-    "world": _probe_world,
-    "run_dir": _probe_run_dir,
-}
-
-
-def _answer_probe(name: str, *arguments: str) -> None:
-    warnings.simplefilter("ignore")
-    try:
-        answer = PROBES[name](*arguments)
-    except Exception as error:
-        answer = {"error": _described(error)}
-    print(f"\n{MARK}{json.dumps(answer)}", flush=True)
-
-
 # --- how a probe is asked ---------------------------------------------------------------------------
 
 
@@ -517,7 +363,13 @@ def _probe(timeout_s: float, name: str, *arguments: str) -> _Answer:
 
 def _probe_command(name: str, *arguments: str) -> list[str]:
     # By path, and without this folder on sys.path (-P): works wherever the package lies, and if it is broken.
-    return [sys.executable, "-P", str(Path(__file__).resolve()), "--probe", name, *arguments]
+    return [
+        sys.executable,
+        "-P",
+        str(Path(__file__).with_name("doctor_probes.py").resolve()),
+        name,
+        *arguments,
+    ]
 
 
 def _ask(command: list[str], timeout_s: float, env: dict[str, str]) -> _Answer:
@@ -587,45 +439,9 @@ def _environment() -> dict[str, str]:
 # --- small helpers ----------------------------------------------------------------------------------
 
 
-def _mapped(pattern: re.Pattern[str]) -> list[str]:
-    # Real paths of the matching files this process has mapped; none where the system does not tell (macOS).
-    try:
-        fields = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
-    except OSError:
-        return []
-    paths = {field[5] for field in fields if len(field) == 6}
-    return sorted({os.path.realpath(path) for path in paths if pattern.match(os.path.basename(path))})
-
-
-def _matrix_product_gflops(petsc: Any) -> float:
-    size, best_s = 400, float("inf")
-    matrix = petsc.Mat().createDense((size, size), comm=petsc.COMM_SELF)
-    matrix.setUp()
-    matrix.getDenseArray()[:] = 1.0
-    matrix.assemble()
-    for _ in range(5):
-        started = time.perf_counter()
-        product = matrix.matMult(matrix)
-        best_s = min(best_s, time.perf_counter() - started)
-        product.destroy()
-    return 2e-9 * size**3 / best_s
-
-
-def _mpi_name(mpi: Any) -> str:
-    return str(mpi.Get_library_version()).splitlines()[0].split(",")[0].strip("\0 ")
-
-
-def _described(error: Exception) -> str:
-    return _shortened(f"{type(error).__name__}: {error}".splitlines()[0])
-
-
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
-    return _shortened(lines[-1]) if lines else ""
-
-
-def _shortened(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return shortened(lines[-1]) if lines else ""
 
 
 def _dotted(version: Sequence[int]) -> str:
@@ -656,7 +472,4 @@ def _as_text(checks: Sequence[Check], code: int, *, short: bool) -> list[str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--probe"]:
-        _answer_probe(*sys.argv[2:])
-    else:
-        sys.exit(main())
+    sys.exit(main())
