@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     options = _parser().parse_args(words[:cut])
     options.petsc_options = words[cut + 1 :]
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     if options.command == "refine":
         # Runs inside an MPI world: errors are agreed on or end all ranks, see there.
         from lsr_hpc.commands import refine

@@ -26,11 +26,12 @@ from lsr_hpc.settings import (
     RefineSettings,
     SolverSettings,
     SubspaceSettings,
+    TrainingSettings,
 )
 
 if typing.TYPE_CHECKING:
     from lsr_hpc.problem import ProblemFamily
-    from lsr_hpc.training import TrainingSettings, TrainingTask
+    from lsr_hpc.training import TrainingTask
 
 __all__ = [
     "Job",
@@ -60,36 +61,14 @@ class ProblemSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(TrainingSettings):
     """Section ``[train]``: how ``lsr-hpc train`` makes the weights of a shipped problem.
 
     Attributes:
-        steps: Optimiser steps of Adam.
-        batch_size: Functions or points per step.
-        learning_rate: Step size at the beginning.
-        schedule: ``"cosine"`` or ``"exponential"``.
-        decay: Factor of the exponential schedule.
-        decay_every: Steps between two factors.
-        seed: Seed of weights and batches.
         args: Further arguments of the problem's training.
     """
 
-    steps: int
-    batch_size: int
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    decay: float = 0.9
-    decay_every: int = 1000
-    seed: int = 0
     args: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check each value."""
-        for key in ("steps", "batch_size", "learning_rate", "decay", "decay_every"):
-            if not getattr(self, key) > 0:
-                raise JobError(f"train.{key} = {getattr(self, key)}: must be positive")
-        if self.schedule not in {"cosine", "exponential"}:
-            raise JobError(f'train.schedule = {self.schedule!r}: use "cosine" or "exponential"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,8 +353,6 @@ def training_task(job: Job) -> tuple[TrainingTask, TrainingSettings]:
     Raises:
         JobError: If the job has no training, or its problem none.
     """
-    from lsr_hpc.training import TrainingSettings
-
     if job.problem.function not in PROBLEMS:
         raise JobError(
             f"problem {job.problem.function!r} is your own: train it with your own program; "
@@ -383,12 +360,11 @@ def training_task(job: Job) -> tuple[TrainingTask, TrainingSettings]:
         )
     if job.train is None:
         raise JobError("the job has no [train] section: add steps and batch_size")
-    settings = TrainingSettings(**{k: v for k, v in asdict(job.train).items() if k != "args"})
     function = PROBLEMS[job.problem.function].training_task
     accepted = inspect.signature(function).parameters
     shared = {k: v for k, v in job.problem.args.items() if k in accepted}
     _check_arguments(function, job.train.args, "train.args", skip=1)
-    return function(settings, **{**shared, **job.train.args}), settings
+    return function(job.train, **{**shared, **job.train.args}), job.train
 
 
 def _find_function(name: str) -> Callable[..., Any]:

@@ -25,15 +25,13 @@ def mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def headline(job: Job, first: RefineResult, n_instances: int, world_size: int, threads: int) -> str:
+def headline(job: Job, first: RefineResult, n_instances: int) -> str:
     """What runs, and the head of the table.
 
     Args:
         job: The job.
         first: Result of the first instance.
         n_instances: Number of instances.
-        world_size: MPI ranks.
-        threads: Threads per rank.
 
     Returns:
         Two lines.
@@ -45,9 +43,8 @@ def headline(job: Job, first: RefineResult, n_instances: int, world_size: int, t
         else "all of parameter space"
     )
     return (
-        f"{job.name}: {many}{first.counts['rows']} rows ({first.counts['held_out_rows']} held out), "
-        f"{first.counts['params']} parameters; {space}, {job.solver.type}; "
-        f"{world_size} MPI ranks x {threads} threads\n"
+        f"{many}{first.counts['rows']} rows ({first.counts['held_out_rows']} held out), "
+        f"{first.counts['params']} parameters; {space}, {job.solver.type}\n"
         f"{'':>4}  {'rank':>9}   {'error':>8} -> {'refined':<8}  {'gain':>9}   "
         f"{'residual':>8} -> {'linear':<8} {'true':<8} {'seconds':>7}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +17,65 @@ from lsr_hpc.result import RefineResult
 from lsr_hpc.store import publish_directory
 from lsr_hpc.versions import versions
 
-__all__ = ["write_run"]
+__all__ = ["FinishedRun", "write_run"]
 
 
-def write_run(
-    out: Path,
-    job: Job,
-    name: str,
-    results: Sequence[RefineResult],
-    predictors: Sequence[RefinedPredictor],
-    *,
-    world_size: int,
-    threads: int,
-    seconds: float,
-    peak_rss: int,
-) -> None:
-    """Write ``job.toml``, ``result.json``, ``metrics.jsonl`` and ``predictor/``.
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """Everything a run directory records.
 
-    Args:
-        out: Run directory; an earlier run there becomes ``NAME.previous``.
+    Attributes:
         job: The resolved job.
         name: Name of the problem or family.
         results: One result per instance.
         predictors: One predictor per instance.
         world_size: MPI ranks.
         threads: Threads per rank.
-        seconds: Wall time of everything.
-        peak_rss: Largest resident memory of a rank, in bytes.
+        wall_s: Wall time of everything, in seconds.
+        peak_rss_bytes: Largest resident memory of a rank.
+    """
+
+    job: Job
+    name: str
+    results: Sequence[RefineResult]
+    predictors: Sequence[RefinedPredictor]
+    world_size: int
+    threads: int
+    wall_s: float
+    peak_rss_bytes: int
+
+
+def write_run(out: Path, run: FinishedRun) -> None:
+    """Write ``job.toml``, ``result.json``, ``metrics.jsonl`` and ``predictor/``.
+
+    Args:
+        out: Run directory; an earlier run there becomes ``NAME.previous``.
+        run: What to write.
     """
     with publish_directory(out) as target:
-        (target / "job.toml").write_text(job.as_toml(), encoding="utf-8")
-        content = _result_json(job, name, results, predictors, world_size, threads, seconds, peak_rss)
+        (target / "job.toml").write_text(run.job.as_toml(), encoding="utf-8")
+        content = _result_json(run)
         (target / "result.json").write_text(
             json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
         )
         with (target / "metrics.jsonl").open("w", encoding="utf-8") as file:
-            for i, result in enumerate(results):
+            for i, result in enumerate(run.results):
                 file.write(
                     json.dumps({"event": "refined", "instance": i, **result.as_json()}, allow_nan=False)
                     + "\n"
                 )
-        save_predictors(target / "predictor", predictors)
+        save_predictors(target / "predictor", run.predictors)
 
 
-def _result_json(
-    job: Job,
-    name: str,
-    results: Sequence[RefineResult],
-    predictors: Sequence[RefinedPredictor],
-    world_size: int,
-    threads: int,
-    seconds: float,
-    peak_rss: int,
-) -> dict[str, Any]:
+def _result_json(run: FinishedRun) -> dict[str, Any]:
+    job, results, predictors = run.job, run.results, run.predictors
     first = results[0]
     content: dict[str, Any] = {
         "schema": 1,
         "status": "done",
-        "problem": name,
-        "world_size": world_size,
-        "threads_per_rank": threads,
+        "problem": run.name,
+        "world_size": run.world_size,
+        "threads_per_rank": run.threads,
         "rows": first.counts["rows"],
         "params": first.counts["params"],
         "rank": first.rank,
@@ -118,9 +118,9 @@ def _result_json(
     content["seconds"] = {
         **{"basis": 0.0, "jacobian": 0.0, "solve": 0.0},
         **content["seconds"],
-        "total": seconds,
+        "total": run.wall_s,
     }
-    content["peak_rss_bytes"] = peak_rss
+    content["peak_rss_bytes"] = run.peak_rss_bytes
     content["versions"] = versions(with_solvers=True)
     return content
 

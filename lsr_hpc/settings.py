@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from lsr_hpc.errors import JobError
@@ -13,6 +13,7 @@ __all__ = [
     "RefineSettings",
     "SolverSettings",
     "SubspaceSettings",
+    "TrainingSettings",
     "parse_bytes",
 ]
 
@@ -201,4 +202,31 @@ class RefineSettings:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
 
 
-SECTIONS: dict[str, Any] = {f.name: f.default_factory for f in fields(RefineSettings)}
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How the start of a shipped problem is trained.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Functions or points per step; its meaning is the problem's.
+        learning_rate: Adam's step size at the beginning.
+        schedule: ``"cosine"`` to zero, or ``"exponential"``: times ``decay`` every ``decay_every`` steps.
+        decay: Factor of the exponential schedule.
+        decay_every: Steps between two factors.
+        seed: Seed of the initial weights and of the batches.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    decay: float = 0.9
+    decay_every: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check each value."""
+        for key in ("steps", "batch_size", "learning_rate", "decay", "decay_every"):
+            if not getattr(self, key) > 0:
+                raise JobError(f"train.{key} = {getattr(self, key)}: must be positive")
+        _choice("train", "schedule", self.schedule, ("cosine", "exponential"))

@@ -99,7 +99,7 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
 
     usable = _above_rounding(train)
     if usable < basis.rank:
-        log.info("%d of %d directions carry rounding noise only: left out", basis.rank - usable, basis.rank)
+        log.debug("%d of %d directions carry rounding noise only: left out", basis.rank - usable, basis.rank)
     scan = on_first(comm, lambda: scan_ranks(train.damped(options.mu), held, scan_grid(usable), options.cut))
     rank = choose_rank(scan, n_held)
 

@@ -13,31 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lsr_hpc.errors import AccuracyError
+from lsr_hpc.settings import TrainingSettings
 
-__all__ = ["TrainingSettings", "TrainingTask", "train"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How a start is trained.
-
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Functions or points per step; its meaning is the problem's.
-        learning_rate: Adam's step size at the beginning.
-        schedule: ``"cosine"`` to zero, or ``"exponential"``: times ``decay`` every ``decay_every`` steps.
-        decay: Factor of the exponential schedule.
-        decay_every: Steps between two factors.
-        seed: Seed of the initial weights and of the batches.
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    decay: float = 0.9
-    decay_every: int = 1000
-    seed: int = 0
+__all__ = ["TrainingTask", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)

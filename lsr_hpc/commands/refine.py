@@ -115,8 +115,7 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
 
     torch.set_num_threads(threads)
     start(options.petsc_options)
-    if comm.rank != 0:
-        logging.getLogger("lsr_hpc").setLevel(logging.ERROR)
+    logging.getLogger("lsr_hpc").setLevel(logging.ERROR if comm.rank else logging.INFO)
     family = agree(comm, lambda: build_problem(job))
     if options.dry_run:
         from lsr_hpc.commands.dry_run import print_plan
@@ -141,12 +140,18 @@ def _refine_all(job: Job, family: ProblemFamily, comm: MPI.Comm, out: Path, thre
     import torch
 
     from lsr_hpc.comm import agree, on_first
+    from lsr_hpc.plan import peak_rss_bytes
     from lsr_hpc.predictor import RefinedPredictor
     from lsr_hpc.refine import refine
     from lsr_hpc.report_text import headline, instance_line, summary_lines
-    from lsr_hpc.run_directory import write_run
+    from lsr_hpc.run_directory import FinishedRun, write_run
 
     started = time.perf_counter()
+    if comm.rank == 0:
+        print(f"{job.name}: refining on {comm.size} MPI ranks x {threads} threads", flush=True)
+    if family.n_instances > 1:
+        # A line per instance tells enough.
+        logging.getLogger("lsr_hpc.phases").setLevel(logging.WARNING)
     results: list[RefineResult] = []
     predictors: list[RefinedPredictor] = []
     for i in range(family.n_instances):
@@ -155,30 +160,23 @@ def _refine_all(job: Job, family: ProblemFamily, comm: MPI.Comm, out: Path, thre
         results.append(result)
         if comm.rank == 0:
             if i == 0:
-                print(headline(job, result, family.n_instances, comm.size, threads), flush=True)
+                print(headline(job, result, family.n_instances), flush=True)
             print(instance_line(i, result), flush=True)
             predictors.append(
                 RefinedPredictor(problem.model, torch.from_numpy(result.delta), problem.model_spec)
             )
-    from lsr_hpc.plan import peak_rss_bytes
-
-    peak = max(comm.allgather(peak_rss_bytes()))
-    total = time.perf_counter() - started
-    on_first(
-        comm,
-        lambda: write_run(
-            out,
-            job,
-            family.name,
-            results,
-            predictors,
-            world_size=comm.size,
-            threads=threads,
-            seconds=total,
-            peak_rss=peak,
-        ),
+    run = FinishedRun(
+        job=job,
+        name=family.name,
+        results=results,
+        predictors=predictors,
+        world_size=comm.size,
+        threads=threads,
+        wall_s=time.perf_counter() - started,
+        peak_rss_bytes=max(comm.allgather(peak_rss_bytes())),
     )
+    on_first(comm, lambda: write_run(out, run))
     if comm.rank == 0:
-        for line in summary_lines(results, out, total, peak):
+        for line in summary_lines(results, out, run.wall_s, run.peak_rss_bytes):
             print(line, flush=True)
     return int(ExitCode.DONE)

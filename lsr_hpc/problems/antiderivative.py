@@ -22,7 +22,8 @@ from lsr_hpc.models import BoundDeepONet, DeepONet
 from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ProblemFamily, ResidualBlock
 from lsr_hpc.problems.gaussian_process import InterpolatedProcess, SpectralProcess
 from lsr_hpc.sampling import uniform_rows
-from lsr_hpc.training import TrainingSettings, TrainingTask
+from lsr_hpc.settings import TrainingSettings
+from lsr_hpc.training import TrainingTask
 
 __all__ = ["build", "training_task"]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from lsr_hpc.models import MLP
 from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ResidualBlock
 from lsr_hpc.sampling import uniform_rows
-from lsr_hpc.training import TrainingSettings, TrainingTask
+from lsr_hpc.settings import TrainingSettings
+from lsr_hpc.training import TrainingTask
 
 __all__ = ["build", "training_task"]
 
