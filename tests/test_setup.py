@@ -197,7 +197,8 @@ def test_a_failure_names_the_step_shows_the_log_and_is_repeated_next_time(machin
 
 
 def test_an_interrupt_ends_what_was_running(machine):
-    command = [str(machine.project / "scripts" / "setup.sh")]
+    # A shell starts background jobs with SIGINT ignored, which no trap can undo: give the script the default.
+    command = ["env", "--default-signal=INT", str(machine.project / "scripts" / "setup.sh")]
     env = machine.env | {"PIP_HANGS": "1"}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         limit = time.monotonic() + 20.0
