@@ -82,14 +82,15 @@ def _probe_mpi4py() -> dict[str, Any]:
 
 
 def _probe_petsc() -> dict[str, Any]:
+    import numpy
     import petsc4py
     from petsc4py import PETSc
 
     answer: dict[str, Any] = {
         "petsc4py": [int(part) for part in petsc4py.__version__.split(".")[:2]],
         "petsc": list(PETSc.Sys.getVersion()),
-        "scalar": PETSc.ScalarType.__name__,
-        "index_bits": 8 * PETSc.IntType().itemsize,
+        "scalar": numpy.dtype(PETSc.ScalarType).name,
+        "index_bits": 8 * numpy.dtype(PETSc.IntType).itemsize,
         "libmpi": _mapped(_LIBMPI),
         # numpy from pip brings a BLAS of its own, which PETSc does not use
         "blas": [path for path in _mapped(_ANY_BLAS) if "/numpy.libs/" not in path],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lsr_hpc.errors import ExitCode, JobError
 
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
-def _read_points(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+def _read_points(path: Path) -> NDArray[np.float64]:
     try:
         x = np.load(path, allow_pickle=False)
     except FileNotFoundError:

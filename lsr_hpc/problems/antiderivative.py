@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lsr_hpc.autodiff import push_forward
@@ -112,7 +113,7 @@ def build(
     return ProblemFamily(name="antiderivative", n_instances=instances, instance=instance)
 
 
-def _column(values: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def _column(values: NDArray[np.float64]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values))[:, None]
 
 
