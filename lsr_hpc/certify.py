@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lsr_hpc.comm import agree, all_sum, even_ranges
 from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import PreparedProblem
+from lsr_hpc.problem import Evaluation
 from lsr_hpc.result import Outcome, RefineResult
 from lsr_hpc.rows import points_at_once
-from lsr_hpc.solve import FitAndHeld, Solution, shares_objective
+from lsr_hpc.solve import FitAndHeld, Solution
 from lsr_hpc.subspace.basis import Basis, captured_energy
 
 __all__ = ["certify", "check_basis"]
@@ -68,9 +70,13 @@ def certify(
 
     Collective: one J and one J^T product, the residual of the refined field, the errors.
     """
-    checks = {**checks, **_gradients(prepared, solution, r0)}
     residual_true = _true_residual(prepared, solution)
+    if solution.rank and not residual_true <= solution.residual_before:
+        solution = solution.refused(_why_worse(solution, residual_true))
+        residual_true = solution.residual_before
+    checks = {**checks, **_gradients(prepared, solution, r0)}
     advice = [*solution.advice, *_advice(solution, residual_true)]
+    to_loss = _to_loss(prepared, solution)
     errors = _relative_errors(prepared, solution)
     seconds = {
         **phases.seconds,
@@ -87,9 +93,9 @@ def certify(
         rank_max=basis.rank if basis else solution.scan[-1].rank,
         error_before=errors[0],
         error_after=errors[-1],
-        residual_before=solution.residual_before,
-        residual_linear=solution.residual_linear,
-        residual_true=residual_true,
+        residual_before=solution.residual_before * to_loss,
+        residual_linear=solution.residual_linear * to_loss,
+        residual_true=residual_true * to_loss,
         scan=_scan_as_json(prepared, solution, errors),
         checks=checks,
         counts=_counts(prepared),
@@ -115,13 +121,27 @@ def _gradients(prepared: PreparedProblem, solution: Solution, r0: FitAndHeld) ->
 
 
 def _true_residual(prepared: PreparedProblem, solution: Solution) -> float:
-    """Norm of the residual of the refined field itself, over the rows of the final fit."""
+    """Norm of the residual of the refined field itself, over the rows of the fit; NaN where it has none."""
     refined = prepared.model.refined_field(torch.from_numpy(solution.delta).to(prepared.model.device))
-    sets = [prepared.fit]
-    if prepared.settings.solver.space == "subspace" and shares_objective(prepared):
-        sets.append(prepared.held)
+    sets = [prepared.fit, prepared.held] if solution.uses_held_out else [prepared.fit]
     squares = agree(prepared.comm, lambda: sum(float(rows.residual(refined).square().sum()) for rows in sets))
     return math.sqrt(float(all_sum(prepared.comm, np.array([squares]))[0]))
+
+
+def _why_worse(solution: Solution, residual_true: float) -> str:
+    became = f"grows to {residual_true:.1e}" if math.isfinite(residual_true) else "is NaN or Inf"
+    return (
+        f"the residual is nonlinear in u: the linearised one falls from {solution.residual_before:.1e} to "
+        f"{solution.residual_linear:.1e}, but that of the refined field {became}, so the start is kept; "
+        "lower subspace.rank, set solver.mu, or train further"
+    )
+
+
+def _to_loss(prepared: PreparedProblem, solution: Solution) -> float:
+    """Factor from the norm over the fitted rows to the square root of the whole loss."""
+    fit, held = prepared.fit_rows, prepared.held_rows
+    fitted = fit.weight_sum + (held.weight_sum if solution.uses_held_out else 0.0)
+    return math.sqrt(sum(block.weight for block in fit.blocks) / fitted)
 
 
 def _advice(solution: Solution, residual_true: float) -> list[str]:
@@ -163,29 +183,31 @@ def _relative_errors(prepared: PreparedProblem, solution: Solution) -> list[floa
     Returns:
         One figure per scan entry and one more; None without evaluation data.
 
-    Collective: each rank evaluates its share of the points; one sum.
+    Collective: each rank evaluates its share of the points; one gather of the correction and one sum each.
     """
-    evaluation, model = prepared.problem.evaluation, prepared.model
-    deltas = [*(solution.delta_of(entry) for entry in solution.scan), solution.delta]
+    evaluation = prepared.problem.evaluation
     if evaluation is None:
-        return [None] * len(deltas)
-    lo, hi = even_ranges(evaluation.reference.shape[0], prepared.comm.size)[prepared.comm.rank]
+        return [None] * (len(solution.scan) + 1)
+    # One correction at a time: a network's worth of numbers each.
+    errors: list[float | None] = [
+        _relative_error(prepared, evaluation, solution.delta_of(entry)) for entry in solution.scan
+    ]
+    return [*errors, _relative_error(prepared, evaluation, solution.delta)]
+
+
+def _relative_error(prepared: PreparedProblem, evaluation: Evaluation, delta: NDArray[np.float64]) -> float:
+    model = prepared.model
+    refined = model.refined_field(torch.from_numpy(delta).to(model.device))
+    lo, hi = even_ranges(evaluation.n_points, prepared.comm.size)[prepared.comm.rank]
     size = points_at_once(max(p.numbers_per_point for p in prepared.fit_rows.probes))
-    squares = np.zeros(len(deltas) + 1)
+    squares = np.zeros(2)
     for first in range(lo, hi, size):
-        piece = slice(first, min(first + size, hi))
-        inputs = tuple(
-            (t[piece].double() if t.is_floating_point() else t[piece]).to(model.device)
-            for t in evaluation.inputs
-        )
-        reference = evaluation.reference[piece].double().to(model.device)
-        squares[-1] += float(reference.square().sum())
-        for i, delta in enumerate(deltas):
-            with torch.no_grad():
-                values = model.refined_field(torch.from_numpy(delta).to(model.device))(*inputs)
-            squares[i] += float((values.reshape(reference.shape) - reference).square().sum())
-    totals = all_sum(prepared.comm, squares)
-    return [math.sqrt(s / totals[-1]) if totals[-1] > 0 else math.sqrt(s) for s in totals[:-1]]
+        inputs, reference = evaluation.take(slice(first, min(first + size, hi)))
+        with torch.no_grad():
+            values = refined(*(t.to(model.device) for t in inputs)).cpu()
+        squares += [float((values - reference).square().sum()), float(reference.square().sum())]
+    difference, norm = np.sqrt(all_sum(prepared.comm, squares))
+    return float(difference / norm if norm > 0 else difference)
 
 
 def _scan_as_json(

@@ -13,12 +13,20 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lsr_hpc.errors import LsrError, RankError
+from lsr_hpc.errors import JobError, LsrError, RankError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["agree", "all_sum", "even_ranges", "gather_panel", "on_first", "reduce_panel", "sum_over_tree"]
+__all__ = [
+    "agree",
+    "all_sum",
+    "even_ranges",
+    "gather_panel",
+    "on_first",
+    "reduce_panel",
+    "sum_over_tree",
+]
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
@@ -97,14 +105,12 @@ def all_sum(comm: MPI.Comm, values: Array) -> Array:
     Returns:
         The sum.
 
-    Collective: one gather and one broadcast; summed in rank order.
+    Collective: one reduction and one broadcast. Not an allreduce, which may add in another order on every
+    rank.
     """
     values = np.ascontiguousarray(values, dtype=np.float64)
     total = np.empty_like(values)
-    gathered = np.empty((comm.size, *values.shape)) if comm.rank == 0 else None
-    comm.Gather(values, gathered, root=0)
-    if gathered is not None:
-        total[...] = gathered.sum(axis=0)
+    comm.Reduce(values, total, root=0)
     comm.Bcast(total, root=0)
     return total
 
@@ -150,33 +156,29 @@ def agree(comm: MPI.Comm, action: Callable[[], T]) -> T:
 
     Collective: one allgather of error messages.
     """
-    error: Exception | None = None
+    error: BaseException | None = None
     result: T | None = None
     try:
         result = action()
-    except Exception as caught:
+    except (Exception, SystemExit) as caught:
         error = caught
-    described = (
-        None
-        if error is None
-        else (
-            type(error) if isinstance(error, LsrError) else RankError,
-            str(error) if isinstance(error, LsrError) else f"{type(error).__name__}: {error}",
-        )
-    )
-    failures = [(rank, d) for rank, d in enumerate(comm.allgather(described)) if d is not None]
+    failures = [(rank, d) for rank, d in enumerate(comm.allgather(_described(error))) if d is not None]
     if failures:
         rank, (kind, message) = failures[0]
         everywhere = len(failures) == comm.size
-        agreed_error = kind(message if everywhere else f"MPI rank {rank}: {message}")
-        _mark_agreed(agreed_error)
-        raise agreed_error from error
+        raise kind(message if everywhere else f"MPI rank {rank}: {message}", on_every_rank=True) from error
     return result  # type: ignore[return-value]
 
 
-def _mark_agreed(error: Exception) -> None:
-    """Mark an error that all ranks raise together: no rank waits for another, so none has to be aborted."""
-    error.is_agreed = True  # type: ignore[attr-defined]
+def _described(error: BaseException | None) -> tuple[type[LsrError], str] | None:
+    """Class and message to re-raise on every rank; exceptions themselves need not survive pickling."""
+    if error is None:
+        return None
+    if isinstance(error, LsrError):
+        return type(error), str(error)
+    if isinstance(error, SystemExit):
+        return JobError, f"your code called sys.exit({error.code!r}): raise an exception instead"
+    return RankError, f"{type(error).__name__}: {error}"
 
 
 def on_first(comm: MPI.Comm, action: Callable[[], T]) -> T:
@@ -205,6 +207,6 @@ def on_first(comm: MPI.Comm, action: Callable[[], T]) -> T:
             outcome = (None, error)
     result, failure = comm.bcast(outcome, root=0)
     if failure is not None:
-        _mark_agreed(failure)
+        failure.on_every_rank = True
         raise failure
     return result  # type: ignore[no-any-return]

@@ -22,9 +22,19 @@ class ExitCode(IntEnum):
 
 
 class LsrError(Exception):
-    """Base of every error that lsr_hpc raises on purpose."""
+    """Base of every error that lsr_hpc raises on purpose.
+
+    Args:
+        message: What is wrong and what to do.
+        on_every_rank: Whether all MPI ranks raise it together, because it follows from values that are equal
+            on all of them. Then no rank waits for another, and none has to be aborted.
+    """
 
     exit_code = ExitCode.CRASH
+
+    def __init__(self, message: str, *, on_every_rank: bool = False) -> None:
+        super().__init__(message)
+        self.on_every_rank = on_every_rank
 
 
 class JobError(LsrError, ValueError):

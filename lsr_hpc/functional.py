@@ -47,7 +47,8 @@ class FunctionalModel:
                 )
         self.device = torch.device(device)
         self.layout = ParameterLayout.of(model)
-        self._module = copy.deepcopy(model).double().to(self.device)
+        # In evaluation mode, like the predictor: the two must be one function.
+        self._module = copy.deepcopy(model).double().to(self.device).eval()
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
         self.theta0 = self.layout.read(self._module)

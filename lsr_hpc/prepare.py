@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,9 @@ from lsr_hpc.errors import EnvironmentProblem, JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
 from lsr_hpc.jacobian.operator import DistributedJacobian
-from lsr_hpc.jacobian.probe import probe_block
+from lsr_hpc.jacobian.probe import BlockProbe, probe_block
 from lsr_hpc.plan import MemoryPlan, make_plan, rss_bytes
-from lsr_hpc.problem import Problem, check_problem
+from lsr_hpc.problem import Problem, ResidualBlock, check_outputs, check_problem
 from lsr_hpc.rows import LocalRows, RowSet, local_rows, partition, split_rows
 from lsr_hpc.settings import RefineSettings
 
@@ -87,18 +88,14 @@ def prepare(problem: Problem, comm: MPI.Comm, settings: RefineSettings) -> Prepa
     def checked() -> tuple[FunctionalModel, RowSet, RowSet, RefineSettings]:
         check_problem(problem)
         model = FunctionalModel(problem.model, device)
-        probes = [probe_block(block, model) for block in problem.blocks]
-        _warn_untouched(problem, model, [p.touched for p in probes], comm.rank)
-        fit, held = split_rows(
-            problem.blocks,
-            probes,
-            0.0 if problem.validation else settings.held_out.fraction,
-            settings.held_out.seed,
-        )
+        if problem.evaluation is not None:
+            check_outputs(problem.evaluation, model.field(), device)
+        blocks, probes = _probed(problem.blocks, model)
+        _warn_untouched(model, [p.touched for p in probes], comm.rank)
+        fraction = 0.0 if problem.validation else settings.held_out.fraction
+        fit, held = split_rows(blocks, probes, fraction, settings.held_out.seed)
         if problem.validation:
-            held = split_rows(
-                problem.validation, [probe_block(b, model) for b in problem.validation], 0.0, 0
-            )[0]
+            held, _ = split_rows(*_probed(problem.validation, model), 0.0, 0)
         return model, fit, held, _fitting_oversampling(settings, fit, model)
 
     model, fit_rows, held_rows, settings = agree(comm, checked)
@@ -109,14 +106,18 @@ def prepare(problem: Problem, comm: MPI.Comm, settings: RefineSettings) -> Prepa
             for part in partition(rows, comm.size)
         )
 
-    plan = make_plan(
-        settings,
-        n_rows_local=rows_of_largest(fit_rows),
-        n_held_local=rows_of_largest(held_rows),
-        n_parameters=model.layout.size,
-        mpi_size=comm.size,
-        numbers_per_point=max(p.numbers_per_point for p in (*fit_rows.probes, *held_rows.probes)),
-        baseline_bytes=max(comm.allgather(rss_bytes())),
+    baseline_bytes = max(comm.allgather(rss_bytes()))
+    plan = agree(
+        comm,
+        lambda: make_plan(
+            settings,
+            n_rows_local=rows_of_largest(fit_rows),
+            n_held_local=rows_of_largest(held_rows),
+            n_parameters=model.layout.size,
+            mpi_size=comm.size,
+            numbers_per_point=max(p.numbers_per_point for p in (*fit_rows.probes, *held_rows.probes)),
+            baseline_bytes=baseline_bytes,
+        ),
     )
     fit, held = agree(
         comm,
@@ -159,7 +160,8 @@ def choose_device(comm: MPI.Comm, wanted: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cuda" and min(comm.allgather(count)) == 0:
         raise EnvironmentProblem(
-            'compute.device = "cuda", but torch sees no GPU on at least one rank: run `lsr-hpc doctor`'
+            'compute.device = "cuda", but torch sees no GPU on at least one rank: run `lsr-hpc doctor`',
+            on_every_rank=True,
         )
     if wanted == "auto" and min(comm.allgather(count)) == 0:
         return torch.device("cpu")
@@ -171,19 +173,22 @@ def choose_device(comm: MPI.Comm, wanted: str) -> torch.device:
     return device
 
 
-def _warn_untouched(
-    problem: Problem, model: FunctionalModel, touched: list[torch.Tensor], mpi_rank: int
-) -> None:
+def _probed(
+    blocks: Sequence[ResidualBlock], model: FunctionalModel
+) -> tuple[list[ResidualBlock], list[BlockProbe]]:
+    """The blocks that count, probed; one of weight 0 is checked and left out."""
+    probes = [probe_block(block, model) for block in blocks]
+    kept = [(b, p) for b, p in zip(blocks, probes, strict=True) if b.weight > 0]
+    return [b for b, _ in kept], [p for _, p in kept]
+
+
+def _warn_untouched(model: FunctionalModel, touched: list[torch.Tensor], mpi_rank: int) -> None:
     """Name parameters that no probed residual depends on: usually a forgotten block or a dead layer."""
     pieces = model.layout.unflatten(torch.stack(touched).any(dim=0))
     idle = [name for name, mask in pieces.items() if not bool(mask.any())]
     if idle and mpi_rank == 0:
         shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
-        log.warning(
-            "problem %r: no residual depends on parameter %s; the refinement leaves it unchanged",
-            problem.name,
-            shown,
-        )
+        log.warning("no residual depends on parameter %s; the refinement leaves it unchanged", shown)
 
 
 def _fitting_oversampling(settings: RefineSettings, fit: RowSet, model: FunctionalModel) -> RefineSettings:

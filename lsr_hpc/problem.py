@@ -83,8 +83,24 @@ class Evaluation:
         reference: Reference values, shape (N_eval, C).
     """
 
-    inputs: tuple[Tensor, ...]
-    reference: Tensor
+    inputs: tuple[RowSource, ...]
+    reference: RowSource
+
+    @property
+    def n_points(self) -> int:
+        """Number of evaluation points."""
+        return int(self.reference.shape[0])
+
+    def take(self, points: slice) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Inputs and reference of some points, floating ones as float64.
+
+        Args:
+            points: Which points.
+
+        Returns:
+            The network's inputs, and the reference values.
+        """
+        return tuple(as_tensor(source[points]) for source in self.inputs), as_tensor(self.reference[points])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +173,9 @@ def as_tensor(values: Any) -> Tensor:
         values: Tensor or array.
 
     Returns:
-        Tensor that shares memory where it can.
+        Detached tensor that shares memory where it can.
     """
-    tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
+    tensor = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
@@ -197,8 +213,9 @@ def check_problem(problem: Problem) -> None:
         _check_block(block)
         if names.count(block.name) > 1:
             raise JobError(f"two residual blocks are called {block.name!r}: give each its own name")
-    if all(b.weight == 0 for b in problem.blocks):
-        raise JobError("every residual block has weight 0: nothing is left to refine")
+    for kind, blocks in (("residual", problem.blocks), ("validation", problem.validation)):
+        if blocks and all(b.weight == 0 for b in blocks):
+            raise JobError(f"every {kind} block has weight 0: give one of them a positive weight")
     if problem.evaluation is not None:
         _check_evaluation(problem.evaluation)
 
@@ -217,11 +234,43 @@ def _check_block(block: ResidualBlock) -> None:
 
 
 def _check_evaluation(evaluation: Evaluation) -> None:
-    n = evaluation.reference.shape[0]
-    if n == 0:
-        raise JobError("evaluation data is empty: give at least one point, or evaluation=None")
-    for i, inputs in enumerate(evaluation.inputs):
-        if inputs.shape[0] != n:
-            raise JobError(f"evaluation.inputs[{i}] has {inputs.shape[0]} rows, evaluation.reference has {n}")
-    if not bool(torch.isfinite(evaluation.reference).all()):
-        raise JobError("evaluation.reference holds NaN or Inf: clean the reference data")
+    named = {f"evaluation.inputs[{i}]": inputs for i, inputs in enumerate(evaluation.inputs)}
+    named["evaluation.reference"] = evaluation.reference
+    for name, values in named.items():
+        if not hasattr(values, "shape"):
+            raise JobError(f"{name} is a {type(values).__name__}: give a tensor or an array")
+        if len(values.shape) == 0 or values.shape[0] == 0:
+            raise JobError(f"{name} is empty: give at least one point, or evaluation=None")
+        if values.shape[0] != evaluation.n_points:
+            raise JobError(
+                f"{name} has {values.shape[0]} rows, evaluation.reference has {evaluation.n_points}"
+            )
+        if not bool(torch.isfinite(as_tensor(values[:])).all()):
+            raise JobError(f"{name} holds NaN or Inf: clean the evaluation data")
+
+
+def check_outputs(evaluation: Evaluation, field: Field, device: torch.device) -> None:
+    """Compare the network's outputs at a few evaluation points with the reference's shape.
+
+    Args:
+        evaluation: Checked evaluation data.
+        field: The network.
+        device: Where the network lives.
+
+    Raises:
+        JobError: If the network refuses the inputs, or its outputs have another shape.
+    """
+    inputs, reference = evaluation.take(slice(0, 4))
+    shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
+    try:
+        with torch.no_grad():
+            outputs = field(*(t.to(device) for t in inputs))
+    except Exception as error:
+        raise JobError(
+            f"the model failed on evaluation.inputs of shape {shapes}: {type(error).__name__}: {error}"
+        ) from error
+    if outputs.shape != reference.shape:
+        raise JobError(
+            f"the model maps evaluation.inputs of shape {shapes} to {tuple(outputs.shape)}, but "
+            f"evaluation.reference has shape {tuple(reference.shape)} there: give both as (N, C)"
+        )

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lsr_hpc.certify import certify, check_basis
-from lsr_hpc.comm import agree
+from lsr_hpc.comm import agree, all_sum
 from lsr_hpc.errors import JobError
 from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import PreparedProblem, prepare, with_rank
 from lsr_hpc.problem import Problem
 from lsr_hpc.result import RefineResult
+from lsr_hpc.rows import LocalRows
 from lsr_hpc.settings import RefineSettings
 from lsr_hpc.solve import FitAndHeld, solve_full_space, solve_in_subspace
 from lsr_hpc.subspace.basis import Basis
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 __all__ = ["make_basis", "refine"]
+
+Array = NDArray[np.float64]
 
 
 def refine(
@@ -66,6 +71,7 @@ def refine(
     with phases("prepare"):
         prepared = prepare(problem, comm, with_rank(settings or RefineSettings(), rank))
         r0 = agree(comm, lambda: _start_residual(prepared))
+        _require_finite_norm(comm, r0)
         _require_usable_jacobian(prepared)
     if prepared.settings.solver.space == "full":
         with phases("solve"):
@@ -88,8 +94,23 @@ def refine(
 
 
 def _start_residual(prepared: PreparedProblem) -> FitAndHeld:
-    field = prepared.model.field()
-    return FitAndHeld(prepared.fit.residual(field).cpu().numpy(), prepared.held.residual(field).cpu().numpy())
+    def residual(rows: LocalRows) -> Array:
+        values = rows.residual(prepared.model.field())
+        rows.require_finite(values, "is")
+        return np.asarray(values.cpu().numpy())
+
+    return FitAndHeld(residual(prepared.fit), residual(prepared.held))
+
+
+def _require_finite_norm(comm: MPI.Comm, r0: FitAndHeld) -> None:
+    with np.errstate(over="ignore"):
+        squares = all_sum(comm, np.array([np.sum(r0.fit**2) + np.sum(r0.held**2)]))
+    if not np.isfinite(squares[0]):
+        raise JobError(
+            "the square of the residual overflows float64: scale residual and data, or lower the "
+            "weights of the residual blocks",
+            on_every_rank=True,
+        )
 
 
 def _require_usable_jacobian(prepared: PreparedProblem) -> None:
@@ -107,16 +128,12 @@ def _require_usable_jacobian(prepared: PreparedProblem) -> None:
         prepared.held.require_finite(held_image, "has the parameter derivative")
         return float(image.abs().max()) if len(image) else 0.0
 
-    largest = max(prepared.comm.allgather(agree(prepared.comm, largest_image)))
-
-    def require_nonzero() -> None:
-        if largest == 0.0:
-            raise JobError(
-                f"no residual of problem {prepared.problem.name!r} changes with any parameter: a dead "
-                "network, or residuals that do not use their first argument"
-            )
-
-    agree(prepared.comm, require_nonzero)
+    if max(prepared.comm.allgather(agree(prepared.comm, largest_image))) == 0.0:
+        raise JobError(
+            f"no residual of problem {prepared.problem.name!r} changes with any parameter: a dead "
+            "network, or residuals that do not use their first argument",
+            on_every_rank=True,
+        )
 
 
 def make_basis(prepared: PreparedProblem) -> Basis:

@@ -54,17 +54,26 @@ def _figure(value: float | None) -> str:
     return "       -" if value is None else f"{value:8.2e}"
 
 
-def gain_in_words(before: float | None, after: float | None) -> str:
-    """Ratio of two errors.
+def _gain(result: RefineResult) -> str:
+    before, after = result.error_before, result.error_after
+    return f"{before / after:.3g}x" if before and after else "-"
+
+
+def gain_in_words(before: float, after: float) -> str:
+    """What became of an error.
 
     Args:
         before: Error of the start.
         after: Error of the refined predictor.
 
     Returns:
-        For example ``"1.2e+04"`` or ``"-"``.
+        For example ``"1.2e+04x smaller"``.
     """
-    return f"{before / after:8.3g}x" if before and after else "        -"
+    if before == after:
+        return "unchanged"
+    if after == 0 or before == 0:
+        return "now zero" if after == 0 else "larger"
+    return f"{before / after:.3g}x smaller" if after < before else f"{after / before:.3g}x LARGER"
 
 
 def instance_line(i: int, result: RefineResult) -> str:
@@ -80,7 +89,7 @@ def instance_line(i: int, result: RefineResult) -> str:
     note = "" if result.outcome is Outcome.REFINED else f"  {result.outcome.value}"
     return (
         f"{i:>4}  {result.rank:>4}/{result.rank_max:<4}   {_figure(result.error_before)} -> "
-        f"{_figure(result.error_after)}  {gain_in_words(result.error_before, result.error_after)}   "
+        f"{_figure(result.error_after)}  {_gain(result):>9}   "
         f"{_figure(result.residual_before)} -> {_figure(result.residual_linear)} "
         f"{_figure(result.residual_true)} {result.seconds['total']:7.2f}{note}"
     )
@@ -110,7 +119,7 @@ def summary_lines(results: Sequence[RefineResult], out: Path, seconds: float, pe
             f"mean relative L2 error of {len(results)} instances" if len(results) > 1 else "relative L2 error"
         )
         lines.append(
-            f"{whose}: {before:.2e} -> {after:.2e}, {gain_in_words(before, after).strip()} smaller"
+            f"{whose}: {before:.2e} -> {after:.2e}, {gain_in_words(before, after)}"
             + (f"; {improved} of {len(results)} improved" if len(results) > 1 else "")
         )
     advice: dict[str, int] = {}

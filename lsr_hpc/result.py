@@ -24,8 +24,8 @@ class Outcome(Enum):
 class RefineResult:
     """Result of one-shot LSR on one problem; equal on all ranks.
 
-    Residual figures are square roots of the weighted loss ``sum_k weight_k mean(r_k^2)`` over all rows the
-    final solution was fitted to.
+    Residual figures are square roots of the weighted loss ``sum_k weight_k mean(r_k^2)``, its means taken
+    over the rows that the solution was fitted to.
 
     Attributes:
         problem: Name of the problem.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from lsr_hpc.least_squares.reduced import ReducedProblem, reduce_rows
 from lsr_hpc.least_squares.selection import ScanEntry, choose_rank, scan_grid, scan_ranks
 from lsr_hpc.prepare import PreparedProblem
 from lsr_hpc.result import Outcome
+from lsr_hpc.rows import SMALLEST_SPLIT_BLOCK
 from lsr_hpc.subspace.basis import Basis
 
 __all__ = ["FitAndHeld", "Solution", "shares_objective", "solve_full_space", "solve_in_subspace"]
@@ -51,7 +52,8 @@ class Solution:
     Attributes:
         delta: Parameter correction, shape (P,), equal on all ranks.
         rank: Directions used; iterations for the full space; 0 if refused.
-        residual_linear: Norm of the linearised residual at the solution.
+        uses_held_out: Whether it was fitted to the held-out rows too, once they had chosen the rank.
+        residual_linear: Norm of the linearised residual at the solution, over the rows it was fitted to.
         residual_before: Norm at the start, over the same rows.
         gradient: Least-squares gradient in the subspace at the solution over the same at the start; NaN for
             the full space, where ``detail`` tells how far KSP came.
@@ -66,6 +68,7 @@ class Solution:
 
     delta: Array
     rank: int
+    uses_held_out: bool
     residual_linear: float
     residual_before: float
     gradient: float
@@ -76,6 +79,25 @@ class Solution:
     outcome: Outcome
     advice: list[str]
     detail: str
+
+    def refused(self, advice: str) -> Solution:
+        """The start is kept.
+
+        Args:
+            advice: Why, and what to do.
+
+        Returns:
+            The solution zero.
+        """
+        return replace(
+            self,
+            delta=np.zeros_like(self.delta),
+            rank=0,
+            residual_linear=self.residual_before,
+            gradient=1.0,
+            outcome=Outcome.REFUSED,
+            advice=[*self.advice, advice],
+        )
 
 
 def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r0: FitAndHeld) -> Solution:
@@ -105,18 +127,13 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
 
     is_refit = held is not None and shares_objective(prepared)
     final = train.stacked_with(held) if is_refit and held is not None else train
-    solved = on_first(comm, lambda: final.damped(options.mu).solve(rank, options.cut))
-    c, outcome, advice, detail = solved.c, Outcome.REFINED, [], "TSQR, SVD of the column-scaled factor"
-    if rank == 0:
-        outcome = Outcome.REFUSED
-        advice.append(
-            "no rank lowers the held-out residual, so the start is kept: use more rows, another basis, or a "
-            "residual that the network can still reduce"
-        )
-    elif options.type == "tsqr":
-        if solved.cut:
-            advice.append(f"{solved.cut} of {rank} directions depend numerically on the others and were cut")
-    else:
+    damped = final.damped(options.mu)
+    solved = on_first(comm, lambda: damped.solve(rank, options.cut))
+    c, outcome, detail = solved.c, Outcome.REFINED, "TSQR, SVD of the column-scaled factor"
+    advice: list[str] = []
+    if solved.cut:
+        advice.append(f"{solved.cut} of {rank} directions depend numerically on the others and were cut")
+    if rank and options.type != "tsqr":
         iterated = solve_reduced(
             comm,
             np.hstack([av.fit[:rank], av.held[:rank]]) if is_refit else av.fit[:rank],
@@ -129,12 +146,13 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
         outcome = _outcome_of(iterated, advice)
 
     start = train.residual_norm(np.zeros(0))
-    return Solution(
+    solution = Solution(
         delta=_combination(prepared, basis, c),
         rank=rank,
+        uses_held_out=is_refit,
         residual_linear=final.residual_norm(c),
         residual_before=final.residual_norm(np.zeros(0)),
-        gradient=_reduced_gradient(final, c),
+        gradient=_reduced_gradient(damped, c),
         condition=solved.condition,
         explained_share=1.0 - (train.rho / start) ** 2 if start > 0 else 0.0,
         scan=scan,
@@ -143,6 +161,26 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
         advice=advice,
         detail=detail,
     )
+    return _judged(
+        solution,
+        n_held,
+        "no rank lowers the held-out residual, so the start is kept: use more rows, another basis, or a "
+        "residual that the network can still reduce",
+    )
+
+
+def _judged(solution: Solution, n_held: int, refusal: str) -> Solution:
+    """The solution, refused where its rank is 0, with a word where no held-out row has judged it."""
+    if solution.residual_before == 0.0:
+        return solution.refused("the residual is zero on every row already: nothing is left to refine")
+    if solution.rank == 0:
+        return solution.refused(refusal)
+    if n_held == 0:
+        solution.advice.append(
+            f"no row was held out, so rank {solution.rank} is taken unjudged and may follow noise: set "
+            f"held_out.fraction, give validation data, or blocks of {SMALLEST_SPLIT_BLOCK} points or more"
+        )
+    return solution
 
 
 def _above_rounding(problem: ReducedProblem) -> int:
@@ -191,30 +229,28 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
         ScanEntry(0, nothing, before, held_before if n_held else None, 0),
         ScanEntry(solved.iterations, nothing, solved.residual, held if n_held else None, 0),
     ]
-    rank = choose_rank(scan, n_held)
-    advice: list[str] = []
-    outcome = _outcome_of(solved, advice)
-    if rank == 0:
-        outcome = Outcome.REFUSED
-        advice.append(
-            "the full step does not lower the held-out residual, so the start is kept: use fewer iterations "
-            "or a subspace"
-        )
     step = _whole(prepared, solved.x_local)
-    zero = np.zeros_like(step)
-    return Solution(
-        delta=step if rank else zero,
-        rank=rank,
-        residual_linear=solved.residual if rank else before,
+    advice: list[str] = []
+    solution = Solution(
+        delta=step,
+        rank=choose_rank(scan, n_held),
+        uses_held_out=False,
+        residual_linear=solved.residual,
         residual_before=before,
         gradient=float("nan"),
         condition=float("nan"),
         explained_share=float("nan"),
         scan=scan,
-        delta_of=lambda entry: step if entry.rank else zero,
-        outcome=outcome,
+        delta_of=lambda entry: step if entry.rank else np.zeros_like(step),
+        outcome=_outcome_of(solved, advice),
         advice=advice,
         detail=solved.reason,
+    )
+    return _judged(
+        solution,
+        n_held,
+        "the full step does not lower the held-out residual, so the start is kept: use fewer iterations "
+        "or a subspace",
     )
 
 

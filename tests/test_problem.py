@@ -206,7 +206,7 @@ def test_bad_number_in_the_data_is_named_with_its_point(bad: float, prepared: Pr
                                                                  subspace=SETTINGS.subspace))  # fmt: skip
 
     with pytest.raises(JobError, match=r"'fit' is -?(nan|inf) at point \[0\.172") as caught:
-        problem.fit.residual(problem.model.field())
+        problem.fit.require_finite(problem.fit.residual(problem.model.field()), "is")
     assert "data" in str(caught.value)
 
 
@@ -222,10 +222,21 @@ def test_problem_without_anything_to_do_is_refused(prepared: Prepare) -> None:
         prepared()
     with pytest.raises(JobError, match="every residual block has weight 0"):
         prepared(block(weight=0.0))
+    with pytest.raises(JobError, match="every validation block has weight 0"):
+        prepared(block(), validation=[block(name="truth", weight=0.0)])
+
+
+def test_block_of_weight_zero_is_checked_and_left_out(prepared: Prepare) -> None:
+    idle = block(name="idle", weight=0.0)
+    problem = prepared(block(), idle, validation=[block(name="truth"), block(name="shown", weight=0.0)])
+    assert [b.name for b in problem.fit_rows.blocks] == ["fit"]
+    assert [b.name for b in problem.held_rows.blocks] == ["truth"]
+    with pytest.raises(JobError, match="'idle' failed on"):
+        prepared(block(), block(lambda u, x: u(x) + 0, name="idle", weight=0.0))
 
 
 EVALUATIONS = {
-    "empty": ({"inputs": (X[:0],), "reference": Y[:0]}, "evaluation data is empty"),
+    "empty": ({"inputs": (X[:0],), "reference": Y[:0]}, r"inputs\[0\] is empty"),
     "mismatched": (
         {"inputs": (X, X[:5]), "reference": Y},
         r"inputs\[1\] has 5 rows, evaluation.reference has 30",
@@ -234,6 +245,17 @@ EVALUATIONS = {
         {"inputs": (X,), "reference": Y / torch.where(Y == Y[3], 0.0, 1.0)},
         "reference holds NaN or Inf",
     ),
+    "NaN inputs": ({"inputs": (X / 0.0,), "reference": Y}, r"inputs\[0\] holds NaN or Inf"),
+    "list": ({"inputs": (X.tolist(),), "reference": Y}, r"inputs\[0\] is a list"),
+    "wrong width": (
+        {"inputs": (torch.hstack([X, X]),), "reference": Y},
+        r"model failed on evaluation.inputs of shape \(4, 2\)",
+    ),
+    "wrong outputs": (
+        {"inputs": (X,), "reference": torch.hstack([Y, Y])},
+        r"to \(4, 1\), but evaluation.reference has shape \(4, 2\)",
+    ),
+    "flat": ({"inputs": (X,), "reference": Y[:, 0]}, r"evaluation.reference has shape \(4,\)"),
 }
 
 
@@ -374,7 +396,7 @@ def test_squared_norm_of_all_rows_is_the_composite_loss(held_out: float, prepare
 
     # The same products in another order, in float64.
     assert total == pytest.approx(composite_loss(model, blocks), rel=1e-13)
-    assert problem.n_rows == 30 + 90 + 1 + 30
+    assert problem.n_rows == 30 + 90 + 1
 
 
 def test_weight_of_a_block_does_not_depend_on_its_number_of_points(prepared: Prepare) -> None:

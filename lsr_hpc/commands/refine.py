@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         _check_world(comm)
         return _run(options, comm)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return _end_all_ranks(comm, error, options.debug)
 
 
@@ -72,13 +72,13 @@ def _check_world(comm: MPI.Comm) -> None:
         )
 
 
-def _end_all_ranks(comm: MPI.Comm, error: Exception, debug: bool) -> int:
+def _end_all_ranks(comm: MPI.Comm, error: BaseException, debug: bool) -> int:
     """Print one message and leave: together if all ranks know, by abort if the others may be waiting."""
     code = error.exit_code if isinstance(error, LsrError) else ExitCode.CRASH
     phase = getattr(error, "lsr_phase", None)
     cause = str(error) if isinstance(error, LsrError) else f"{type(error).__name__}: {error}"
     is_environment = isinstance(error, EnvironmentProblem) and comm.size == 1
-    together = comm.size == 1 or getattr(error, "is_agreed", False)
+    together = comm.size == 1 or getattr(error, "on_every_rank", False)
     if debug:
         traceback.print_exception(error)
     if together:

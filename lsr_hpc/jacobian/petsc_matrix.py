@@ -5,6 +5,10 @@ call of :class:`~lsr_hpc.jacobian.operator.DistributedJacobian` per block instea
 
 SLEPc's TSQR hangs on a rank that owns no rows, so such a rank owns one row of zeros here: neither singular
 values, nor right vectors, nor least-squares solutions notice it.
+
+SLEPc works on the transpose if the matrix is wider than tall. Rows of zeros must not turn a wide J into a
+tall matrix, or the start vectors, and with them the result, would change with the number of ranks; where
+they would, columns of zeros on the last rank keep it wide.
 """
 
 from __future__ import annotations
@@ -39,13 +43,16 @@ class _JacobianContext:
     def __init__(self, jacobian: DistributedJacobian) -> None:
         self._jacobian = jacobian
         self._n_rows = jacobian.local.n_rows
+        lo, hi = jacobian.my_parameters
+        self._n_parameters = hi - lo
 
     def mult(self, _mat: Any, x: Any, y: Any) -> None:
         y.array[:] = 0.0
-        y.array[: self._n_rows] = self._jacobian.jv(x.array_r[np.newaxis, :])[0]
+        y.array[: self._n_rows] = self._jacobian.jv(x.array_r[np.newaxis, : self._n_parameters])[0]
 
     def multTranspose(self, _mat: Any, x: Any, y: Any) -> None:
-        y.array[:] = self._jacobian.jtu(x.array_r[np.newaxis, : self._n_rows])[0]
+        y.array[:] = 0.0
+        y.array[: self._n_parameters] = self._jacobian.jtu(x.array_r[np.newaxis, : self._n_rows])[0]
 
     def productSetFromOptions(self, _mat: Any, kind: str, *_: Any) -> bool:
         return kind in {"AB", "AtB"}
@@ -61,11 +68,12 @@ class _JacobianContext:
 
     def productNumeric(self, product: Any, result: Any, kind: str, mat: Any, panel: Any, _: Any) -> None:
         source, target = local_panel(panel).numpy().T, local_panel(result)
+        target.zero_()
         if kind == "AB":
-            target.zero_()
-            target[: self._n_rows] = torch.from_numpy(self._jacobian.jv(source)).T
+            product = self._jacobian.jv(source[:, : self._n_parameters])
         else:
-            target.copy_(torch.from_numpy(self._jacobian.jtu(source[:, : self._n_rows])).T)
+            product = self._jacobian.jtu(source[:, : self._n_rows])
+        target[: product.shape[1]] = torch.from_numpy(product).T
         result.assemble()
         result.stateIncrease()
 
@@ -77,7 +85,8 @@ def jacobian_matrix(jacobian: DistributedJacobian) -> Any:
         jacobian: Rows of this rank and the communicator.
 
     Returns:
-        A MATPYTHON of global size (N + empty ranks, P). Destroy it collectively.
+        A MATPYTHON of global size (N + empty ranks, P), or a little wider. The first ``n_parameters`` local
+        entries of a right vector are parameters. Destroy it collectively.
 
     Raises:
         JobError: If there are fewer parameters than MPI ranks.
@@ -85,17 +94,21 @@ def jacobian_matrix(jacobian: DistributedJacobian) -> Any:
     Collective: all ranks of ``jacobian.comm``.
     """
     PETSc, _ = libraries()
-    lo, hi = jacobian.my_parameters
-    n_parameters = jacobian.local.n_parameters
-    if n_parameters < jacobian.comm.size:
+    comm, n_parameters = jacobian.comm, jacobian.local.n_parameters
+    if n_parameters < comm.size:
         raise JobError(
-            f"the model has {n_parameters} trainable parameters for {jacobian.comm.size} MPI ranks: "
-            f"start at most {n_parameters} ranks"
+            f"the model has {n_parameters} trainable parameters for {comm.size} MPI ranks: "
+            f"start at most {n_parameters} ranks",
+            on_every_rank=True,
         )
+    n_rows, n_padded = np.sum(
+        comm.allgather((jacobian.local.n_rows, padded_rows(jacobian.local.n_rows))), axis=0, dtype=int
+    )
+    columns_of_zeros = max(0, n_padded + 1 - n_parameters) if n_rows < n_parameters else 0
+    lo, hi = jacobian.my_parameters
+    n_local = hi - lo + (columns_of_zeros if comm.rank == comm.size - 1 else 0)
     mat = PETSc.Mat().createPython(
-        ((padded_rows(jacobian.local.n_rows), None), (hi - lo, n_parameters)),
-        _JacobianContext(jacobian),
-        comm=jacobian.comm,
+        ((padded_rows(jacobian.local.n_rows), None), (n_local, None)), _JacobianContext(jacobian), comm=comm
     )
     mat.setUp()
     return mat

@@ -7,12 +7,13 @@ test ||A^T r|| <= tol ||A|| ||r||, evaluated from the iterate itself every few i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lsr_hpc.comm import all_sum
 from lsr_hpc.errors import AccuracyError
 from lsr_hpc.jacobian.operator import DistributedJacobian
 from lsr_hpc.jacobian.petsc_matrix import jacobian_matrix, padded_rows
@@ -72,8 +73,6 @@ def solve_reduced(
 
     Collective: all ranks of ``comm``.
     """
-    from lsr_hpc.comm import all_sum
-
     PETSc, _ = libraries()
     norms = np.sqrt(all_sum(comm, np.sum(av_local**2, axis=1)))
     norms[norms == 0] = 1.0
@@ -89,7 +88,7 @@ def solve_reduced(
     with destroying(mat):
         solution = _solve(mat, r0_local, method, tolerance, max_iterations)
         lo, hi = mat.getOwnershipRangeColumn()
-    return _rescaled(solution, 1.0 / norms[lo:hi])
+    return replace(solution, x_local=solution.x_local / norms[lo:hi])
 
 
 def solve_full(
@@ -112,20 +111,11 @@ def solve_full(
 
     Collective: all ranks of ``jacobian.comm``.
     """
+    lo, hi = jacobian.my_parameters
     mat = jacobian_matrix(jacobian)
     with destroying(mat):
-        return _solve(mat, r0_local, method, tolerance, max_iterations)
-
-
-def _rescaled(solution: IterativeSolution, factor: Array) -> IterativeSolution:
-    return IterativeSolution(
-        solution.x_local * factor,
-        solution.residual,
-        solution.gradient,
-        solution.iterations,
-        solution.is_converged,
-        solution.reason,
-    )
+        solution = _solve(mat, r0_local, method, tolerance, max_iterations)
+    return replace(solution, x_local=solution.x_local[: hi - lo])
 
 
 def _largest_singular_value(mat: Any, b: Any) -> float:
@@ -231,7 +221,8 @@ def _solve(
         if not np.isfinite(sigma + b_norm):
             raise AccuracyError(
                 f"KSP {method}: J or the residual holds NaN or Inf: check the model's derivatives at "
-                "the points"
+                "the points",
+                on_every_rank=True,
             )
         if sigma == 0.0 or b_norm == 0.0:
             # A^T b = 0: zero is the least-squares solution.
@@ -255,7 +246,8 @@ def _solve(
             if progress.status == "broke down" and progress.residual == b_norm:
                 raise AccuracyError(
                     f"KSP {method} broke down (reason {ksp.getConvergedReason()}) after {iterations} "
-                    'iterations: use solver.type = "tsqr", or check the residual for extreme scales'
+                    'iterations: use solver.type = "tsqr", or check the residual for extreme scales',
+                    on_every_rank=True,
                 )
             # The scaled operator is A / sigma, so its solution is sigma times too large.
             return IterativeSolution(

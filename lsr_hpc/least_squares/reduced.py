@@ -76,8 +76,10 @@ class ReducedProblem:
             AccuracyError: If the factor holds NaN or Inf.
         """
         if not np.isfinite(factor).all():
+            # The factor is equal on all ranks.
             raise AccuracyError(
-                "J V or the residual holds NaN or Inf: check the model's derivatives at the points"
+                "J V or the residual holds NaN or Inf: check the model's derivatives at the points",
+                on_every_rank=True,
             )
         return cls(factor[:-1, :-1], factor[:-1, -1], float(abs(factor[-1, -1])), n_rows)
 

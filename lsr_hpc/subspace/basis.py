@@ -67,7 +67,8 @@ def check_orthonormal(comm: MPI.Comm, v_local: Array) -> float:
     if not loss <= WORST_ORTHOGONALITY:
         raise AccuracyError(
             f"the basis is not orthonormal: |V^T V - I| = {loss:.1e}; set "
-            'subspace.orthogonalization = "tsqr" or lower subspace.rank'
+            'subspace.orthogonalization = "tsqr" or lower subspace.rank',
+            on_every_rank=True,
         )
     return loss
 

@@ -62,6 +62,7 @@ def svd_basis(
     Collective: all ranks of ``jacobian.comm``.
     """
     _, SLEPc = libraries()
+    lo, hi = jacobian.my_parameters
     mat = jacobian_matrix(jacobian)
     svd = SLEPc.SVD().create(jacobian.comm)
     with destroying(svd, mat), translated_errors(f"SLEPc SVD ({solver})"):
@@ -97,7 +98,7 @@ def svd_basis(
                 f"SLEPc's {chosen} solver converged to no singular vector in {iterations} iterations: "
                 'raise subspace.iterations or use subspace.svd = "randomized"'
             )
-        v_local, sigma = _collect(svd, mat, found)
+        v_local, sigma = _collect(svd, mat, found, hi - lo)
         done = svd.getIterationNumber()
     return Basis(
         v_local,
@@ -128,13 +129,13 @@ def _start_vectors(
     return ([], vectors) if from_left else (vectors, [])
 
 
-def _collect(svd: Any, mat: Any, found: int) -> tuple[Array, Array]:
+def _collect(svd: Any, mat: Any, found: int, n_parameters: int) -> tuple[Array, Array]:
     """Copy the right vectors and singular values out of the solver, largest first."""
     right = mat.createVecRight()
-    v_local = np.empty((found, right.getLocalSize()))
+    v_local = np.empty((found, n_parameters))
     sigma = np.empty(found)
     with destroying(right):
         for i in range(found):
             sigma[i] = svd.getSingularTriplet(i, None, right)
-            v_local[i] = right.array_r
+            v_local[i] = right.array_r[:n_parameters]
     return v_local, sigma

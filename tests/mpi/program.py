@@ -30,7 +30,7 @@ comm = MPI.COMM_WORLD
 torch.set_num_threads(1)
 
 
-def poisson(fail_on: int | None = None, nan_at: int | None = None) -> Problem:
+def poisson(fail_on: int | None = None, nan_at: int | None = None, exit_on: int | None = None) -> Problem:
     """u'' = -sin(x) with boundary values: three blocks of very different cost."""
     torch.manual_seed(3)
     model = MLP([1, 16, 16, 1])
@@ -42,6 +42,8 @@ def poisson(fail_on: int | None = None, nan_at: int | None = None) -> Problem:
 
     def equation(u, x, f):
         calls[0] += 1
+        if exit_on == comm.rank:
+            sys.exit(0)
         if fail_on == comm.rank and calls[0] > 12:
             raise ZeroDivisionError("deliberate")
         return second_along(u, x) - f
@@ -107,6 +109,25 @@ def wide() -> Problem:
     )
 
 
+class Scaled(torch.nn.Module):
+    """A network with a factor, its first layer frozen: 4 m + 1 parameters for m outputs."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.network = MLP([2, 3, outputs])
+        self.network.layers[0].requires_grad_(False)
+        self.factor = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.factor * self.network(x)
+
+
+def nearly_square() -> Problem:
+    """One row fewer than parameters; the row of zeros of an empty rank must not make J tall."""
+    torch.manual_seed(3)
+    return replace(wide(), model=Scaled(60))
+
+
 CASES = {
     "svd": (poisson, SubspaceSettings(rank=40), {}),
     "svd-trlanczos": (poisson, SubspaceSettings(rank=12, svd="trlanczos", iterations=200), {}),
@@ -119,11 +140,23 @@ CASES = {
     "empty-rank-svd": (wide, SubspaceSettings(rank=40), {}),
     "empty-rank-randomized": (wide, SubspaceSettings(rank=40, basis="randomized"), {}),
     "empty-rank-lsqr": (wide, SubspaceSettings(rank=30), {"type": "lsqr"}),
+    "empty-rank-nearly-square": (nearly_square, SubspaceSettings(rank=40), {}),
+    "empty-rank-nearly-square-full": (
+        nearly_square,
+        SubspaceSettings(),
+        {"type": "lsqr", "space": "full", "max_iterations": 40},
+    ),
     "own-validation": (validated, SubspaceSettings(rank=40), {}),
     "noise": (noise, SubspaceSettings(rank=20), {}),
     "infinite-derivative": (root, SubspaceSettings(rank=5), {}),
     "dead": (lambda: root(dead=True), SubspaceSettings(rank=5), {}),
     "one-rank-raises": (lambda: poisson(fail_on=comm.size - 1), SubspaceSettings(rank=40), {}),
+    "exit-called": (lambda: poisson(exit_on=comm.size - 1), SubspaceSettings(rank=40), {}),
+    "more-ranks-than-parameters": (
+        lambda: replace(poisson(), model=torch.nn.Linear(1, 1)),
+        SubspaceSettings(rank=1),
+        {},
+    ),
     "nan-in-data": (lambda: poisson(nan_at=100), SubspaceSettings(rank=40), {}),
 }
 

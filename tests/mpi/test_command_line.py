@@ -190,9 +190,13 @@ def test_every_mistake_of_a_job_file_is_listed_at_once(tmp_path):
         assert word in done.stderr
 
 
-def test_wrong_input_is_one_message_on_many_ranks_too(lsr, tmp_path):
-    done = lsr(3, "refine", JOB, "--set", "subspace.rank=5000", "--out", tmp_path / "run")
-    assert done.returncode == 2
+@pytest.mark.parametrize(
+    ("override", "code"),
+    [("subspace.rank=5000", 2), ("compute.memory_per_rank='100MiB'", 2), ("compute.device=cuda", 76)],
+)
+def test_wrong_input_is_one_message_on_many_ranks_too(lsr, override, code, tmp_path):
+    done = lsr(3, "refine", JOB, "--set", override, "--out", tmp_path / "run")
+    assert done.returncode == code
     assert done.stderr.count("lsr-hpc:") == 1
     assert list(tmp_path.iterdir()) == []
 

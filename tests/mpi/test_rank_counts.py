@@ -24,6 +24,8 @@ AGREEING = [
     "empty-rank-svd",
     "empty-rank-randomized",
     "empty-rank-lsqr",
+    "empty-rank-nearly-square",
+    "empty-rank-nearly-square-full",
     "own-validation",
     "noise",
 ]
@@ -115,9 +117,11 @@ def test_own_validation_rows_choose_the_rank_and_stay_out_of_the_fit(by_rank_cou
     [
         ("infinite-derivative", "residual block 'root' has the parameter derivative"),
         ("dead", "changes with any parameter"),
+        ("exit-called", "MPI rank 2: your code called sys.exit(0)"),
+        ("more-ranks-than-parameters", "2 trainable parameters for 3 MPI ranks"),
     ],
 )
-def test_unusable_jacobian_is_one_message_on_all_ranks(mpiexec, tmp_path, case, words):
+def test_wrong_input_is_one_message_on_all_ranks(mpiexec, tmp_path, case, words):
     done = mpiexec(3, sys.executable, PROGRAM, tmp_path, case, limit_s=60)
     assert done.returncode == 2, done.stderr
     ours = [line for line in done.stderr.splitlines() if line.startswith("lsr-hpc:")]

@@ -1,0 +1,171 @@
+"""One-shot LSR end to end in one process: unwelcome outcomes, and what the figures mean."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lsr_hpc import (
+    ComputeSettings,
+    Evaluation,
+    HeldOutSettings,
+    Problem,
+    RefinedPredictor,
+    RefineResult,
+    RefineSettings,
+    ResidualBlock,
+    SolverSettings,
+    SubspaceSettings,
+    refine,
+)
+from lsr_hpc.errors import JobError
+from lsr_hpc.models import MLP
+from lsr_hpc.result import Outcome
+
+X = torch.linspace(-1, 1, 200, dtype=torch.float64)[:, None]
+Y = torch.sin(3 * X)
+
+
+def misfit(u: Any, x: Tensor, y: Tensor) -> Tensor:
+    return u(x) - y
+
+
+def problem(residual: Any = misfit, model: nn.Module | None = None, **changes: Any) -> Problem:
+    torch.manual_seed(0)
+    block = ResidualBlock(**({"name": "fit", "residual": residual, "points": X, "data": (Y,)} | changes))
+    return Problem(
+        name="sine",
+        model=model or MLP([1, 12, 12, 1]),
+        blocks=[block],
+        evaluation=Evaluation(inputs=(X,), reference=Y),
+    )
+
+
+def settings(rank: int = 30, fraction: float = 0.2, **solver: Any) -> RefineSettings:
+    return RefineSettings(
+        subspace=SubspaceSettings(rank=rank),
+        held_out=HeldOutSettings(fraction=fraction),
+        solver=SolverSettings(**solver),
+        compute=ComputeSettings(device="cpu"),
+    )
+
+
+def loss_root(field: Any, points: Tensor = X, target: Tensor = Y) -> float:
+    return float((field(points) - target).detach().square().mean().sqrt())
+
+
+def assert_kept_the_start(result: RefineResult) -> None:
+    assert result.outcome is Outcome.REFUSED
+    assert result.rank == 0
+    assert not result.delta.any()
+    assert result.error_after == result.error_before
+    assert result.residual_true == result.residual_linear == result.residual_before
+
+
+def test_regression_is_refined_and_every_figure_is_that_of_the_predictor() -> None:
+    made = problem()
+    result = refine(made, settings=settings())
+
+    assert result.outcome is Outcome.REFINED
+    assert not result.advice
+    predictor = RefinedPredictor(made.model, torch.from_numpy(result.delta))
+    assert result.residual_before == pytest.approx(loss_root(made.model.double()), rel=1e-12)
+    assert result.residual_true == pytest.approx(loss_root(predictor), rel=1e-9)
+    assert result.residual_linear == pytest.approx(result.residual_true, rel=1e-6)
+    assert result.error_after == pytest.approx(loss_root(predictor) / loss_root(torch.zeros_like), rel=1e-9)
+    assert result.error_after < 1e-4 * result.error_before
+
+
+def test_step_out_of_the_domain_of_the_residual_is_refused() -> None:
+    # log u at points where the linear step passes zero.
+    def logarithm(u: Any, x: Tensor) -> Tensor:
+        return torch.log(u(x) + 0.5) + 12 * (1 + x.abs())
+
+    result = refine(problem(logarithm, data=()), settings=settings())
+
+    assert_kept_the_start(result)
+    assert any("is NaN or Inf, so the start is kept" in sentence for sentence in result.advice)
+
+
+def test_step_that_raises_the_true_residual_is_refused() -> None:
+    def steep(u: Any, x: Tensor) -> Tensor:
+        return torch.exp(-8 * u(x)) - 4 - 3 * x
+
+    result = refine(problem(steep, data=()), settings=settings())
+
+    assert_kept_the_start(result)
+    assert any("that of the refined field grows to" in sentence for sentence in result.advice)
+
+
+def test_zero_residual_leaves_nothing_to_refine() -> None:
+    for solver in ({}, {"type": "lsqr", "space": "full"}):
+        result = refine(problem(lambda u, x, y: u(x) - u(x).detach()), settings=settings(**solver))
+        assert_kept_the_start(result)
+        assert result.advice == ["the residual is zero on every row already: nothing is left to refine"]
+
+
+def test_residual_whose_square_overflows_is_refused_in_words() -> None:
+    with pytest.raises(JobError, match="overflows float64"):
+        refine(problem(lambda u, x, y: 1e200 * (u(x) - y)), settings=settings())
+
+
+@pytest.mark.parametrize("solver", [{}, {"type": "lsqr", "space": "full", "max_iterations": 20}])
+def test_rank_that_no_row_judged_is_said(solver: dict[str, Any]) -> None:
+    result = refine(problem(), settings=settings(fraction=0.0, **solver))
+    assert any("no row was held out" in sentence for sentence in result.advice)
+
+
+def test_damping_that_is_asked_for_is_no_inexact_solve() -> None:
+    result = refine(problem(), settings=settings(mu=1e-2))
+
+    assert result.outcome is Outcome.REFINED
+    assert not result.advice
+    assert result.checks["reduced_gradient"] < 1e-10
+
+
+@pytest.mark.parametrize(
+    "solver", [{"refit": False}, {"type": "lsqr", "space": "full", "max_iterations": 30}]
+)
+def test_figures_of_a_fit_to_a_part_of_the_rows_are_on_the_scale_of_the_loss(solver: dict[str, Any]) -> None:
+    # A residual of one everywhere: the root of its mean square is one over any part of the points.
+    block = ResidualBlock(name="one", residual=lambda u, x: u(x) - u(x).detach() + 1, points=X)
+    result = refine(replace(problem(), blocks=[block]), settings=settings(fraction=0.5, **solver))
+
+    assert result.residual_before == pytest.approx(1.0, rel=1e-12)
+
+
+class Moody(nn.Module):
+    """A layer of the user's own that behaves differently in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = MLP([1, 12, 12, 1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(x) * (3.0 if self.training else 1.0)
+        return out
+
+
+def test_fit_and_predictor_are_one_function_whatever_mode_the_model_is_in() -> None:
+    made = problem(model=Moody().train())
+    result = refine(made, settings=settings())
+
+    assert made.model.training
+    predictor = RefinedPredictor(made.model, torch.from_numpy(result.delta))
+    assert result.residual_true == pytest.approx(loss_root(predictor), rel=1e-9)
+
+
+def test_points_that_require_gradients_and_numpy_data_are_taken() -> None:
+    plain = refine(problem(), settings=settings())
+    other = problem(points=X.clone().requires_grad_(), data=(Y.numpy(),))
+    other = replace(other, evaluation=Evaluation(inputs=(X.numpy(),), reference=Y.numpy()))
+
+    result = refine(other, settings=settings())
+
+    np.testing.assert_array_equal(result.delta, plain.delta)
+    assert result.error_after == plain.error_after
