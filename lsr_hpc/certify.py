@@ -14,8 +14,8 @@ from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import PreparedProblem
 from lsr_hpc.problem import Evaluation
 from lsr_hpc.result import Outcome, RefineResult
-from lsr_hpc.rows import points_at_once
-from lsr_hpc.solve import FitAndHeld, Solution
+from lsr_hpc.rows import FitAndHeld, points_at_once
+from lsr_hpc.solve import Solution
 from lsr_hpc.subspace.basis import Basis, captured_energy
 
 __all__ = ["certify", "check_basis"]
@@ -83,7 +83,6 @@ def certify(
         "products": prepared.jacobian.counter.seconds + prepared.held_jacobian.counter.seconds,
         "total": phases.total(),
     }
-    singular_values = None if basis is None else basis.singular_values
     return RefineResult(
         problem=prepared.problem.name,
         outcome=solution.outcome,
@@ -101,7 +100,7 @@ def certify(
         counts=_counts(prepared),
         seconds=seconds,
         detail={"basis": basis.detail if basis else "none: all of parameter space", "solve": solution.detail},
-        singular_values=[] if singular_values is None else singular_values.tolist(),
+        singular_values=solution.singular_values.tolist(),
     )
 
 

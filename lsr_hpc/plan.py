@@ -13,9 +13,9 @@ import resource
 from dataclasses import dataclass
 
 from lsr_hpc.errors import JobError
-from lsr_hpc.settings import RefineSettings, parse_bytes
+from lsr_hpc.settings import RefineSettings, SubspaceSettings, parse_bytes
 
-__all__ = ["MemoryPlan", "make_plan", "peak_rss_bytes", "rss_bytes"]
+__all__ = ["MemoryPlan", "columns_to_multiply", "make_plan", "peak_rss_bytes", "rss_bytes"]
 
 _MIB = 2**20
 # Measured on CPU ranks: wider or larger tiles gain nothing, narrower ones lose up to a factor of two.
@@ -35,6 +35,43 @@ def rss_bytes() -> int:
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _work_columns(s: SubspaceSettings) -> tuple[int, int]:
+    """Columns over the parameters and over the rows that live beside V while it is made."""
+    sketch = s.rank + s.oversampling
+    return {
+        # A block and its predecessor.
+        "svd": (2 * sketch, sketch),
+        "randomized": (2 * sketch, sketch),
+        "random": (s.rank, 0),
+        # The space as SLEPc holds it, of which V is a copy; and the directions that it starts from.
+        "krylov": (s.rank, s.block_width),
+        "svd+krylov": (s.rank + sketch, sketch),
+    }[s.basis]
+
+
+def columns_to_multiply(s: SubspaceSettings) -> int:
+    """Columns that J or J^T is applied to for the basis and the reduced matrix J V.
+
+    Args:
+        s: Settings of the subspace; a basis that grows adaptively may need fewer.
+
+    Returns:
+        Number of columns; an estimate for the solvers that iterate until they converge.
+    """
+
+    def singular_vectors(rank: int) -> int:
+        return 2 * s.iterations * (rank + s.oversampling) if s.svd == "randomized" else 4 * rank
+
+    return {
+        "svd": singular_vectors(s.rank) + s.rank,
+        "randomized": 2 * (s.rank + s.oversampling) + s.rank,
+        "random": s.rank,
+        # J V is what the space grows from.
+        "krylov": 2 * s.rank,
+        "svd+krylov": singular_vectors(s.rank // 2) + s.rank // 2 + 2 * (s.rank - s.rank // 2),
+    }[s.basis]
 
 
 @dataclass(frozen=True)
@@ -89,14 +126,14 @@ def make_plan(
         JobError: If the panels alone exceed the budget, with what would fit.
     """
     budget = parse_bytes(settings.compute.memory_per_rank)
-    k, b = settings.subspace.rank, settings.subspace.width
+    k = settings.subspace.rank
     p_local = -(-n_parameters // mpi_size)
     # Baselines differ by a few pages from run to run; rounding keeps the chunk sizes the same.
     items = {"libraries and data": -(-baseline_bytes // (64 * _MIB)) * 64 * _MIB}
     if settings.solver.space == "subspace":
-        # V itself, and while it is made the solver's copy of the block or its predecessor.
         items["basis V"] = 8 * p_local * k
-        items["basis work space"] = 8 * (2 * p_local * b + n_rows_local * b)
+        parameter_columns, row_columns = _work_columns(settings.subspace)
+        items["basis work space"] = 8 * (p_local * parameter_columns + n_rows_local * row_columns)
         items["J V"] = 8 * 2 * (n_rows_local + n_held_local) * k
         items["reduced factor"] = 8 * 8 * (k + 1) ** 2
     free = budget - sum(items.values())

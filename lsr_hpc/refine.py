@@ -11,6 +11,7 @@ one of k for J V, and one column or so for the checks; one TSQR of N x (k + 1) n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,10 +25,11 @@ from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import PreparedProblem, prepare, with_rank
 from lsr_hpc.problem import Problem
 from lsr_hpc.result import RefineResult
-from lsr_hpc.rows import LocalRows
+from lsr_hpc.rows import FitAndHeld, LocalRows
 from lsr_hpc.settings import RefineSettings
-from lsr_hpc.solve import FitAndHeld, solve_full_space, solve_in_subspace
+from lsr_hpc.solve import falls_no_more, solve_full_space, solve_in_subspace
 from lsr_hpc.subspace.basis import Basis
+from lsr_hpc.subspace.krylov import krylov_basis
 from lsr_hpc.subspace.sketched import random_basis, range_finder_basis
 from lsr_hpc.subspace.svd import svd_basis
 
@@ -80,10 +82,12 @@ def refine(
     else:
         # Steps 1 to 4: directions of parameter space from the Jacobian.
         with phases("basis"):
-            basis = make_basis(prepared)
+            basis = make_basis(prepared, r0)
         # Step 5: the reduced matrix J V, and the same on the held-out rows.
         with phases("jacobian"):
-            av = FitAndHeld(prepared.jacobian.jv(basis.v_local), prepared.held_jacobian.jv(basis.v_local))
+            av = basis.image or FitAndHeld(
+                prepared.jacobian.jv(basis.v_local), prepared.held_jacobian.jv(basis.v_local)
+            )
         # Step 6: the reduced least-squares problem, every rank from one factorisation.
         with phases("solve"):
             solution = solve_in_subspace(prepared, basis, av, r0)
@@ -136,11 +140,12 @@ def _require_usable_jacobian(prepared: PreparedProblem) -> None:
         )
 
 
-def make_basis(prepared: PreparedProblem) -> Basis:
+def make_basis(prepared: PreparedProblem, r0: FitAndHeld) -> Basis:
     """Build the subspace that the settings ask for.
 
     Args:
         prepared: The prepared problem.
+        r0: Residual at the start.
 
     Returns:
         Orthonormal directions, distributed over the ranks.
@@ -149,17 +154,7 @@ def make_basis(prepared: PreparedProblem) -> Basis:
     """
     s = prepared.settings.subspace
     if s.basis == "svd":
-        return svd_basis(
-            prepared.jacobian,
-            first_row=prepared.fit.first_row,
-            n_rows=prepared.fit.n_rows_global,
-            rank=s.rank,
-            oversampling=s.oversampling,
-            solver=s.svd,
-            iterations=s.iterations,
-            orthogonalization=s.orthogonalization,
-            seed=s.seed,
-        )
+        return _singular_vectors(prepared, s.rank)
     if s.basis == "randomized":
         return range_finder_basis(
             prepared.jacobian,
@@ -169,4 +164,49 @@ def make_basis(prepared: PreparedProblem) -> Basis:
             orthogonalization=s.orthogonalization,
             seed=s.seed,
         )
-    return random_basis(prepared.jacobian, rank=s.rank, seed=s.seed, orthogonalization=s.orthogonalization)
+    if s.basis == "random":
+        return random_basis(
+            prepared.jacobian, rank=s.rank, seed=s.seed, orthogonalization=s.orthogonalization
+        )
+    given = _singular_vectors(prepared, s.rank // 2).v_local if s.basis == "svd+krylov" else None
+    return krylov_basis(
+        prepared.jacobian,
+        prepared.held_jacobian,
+        r0,
+        first_row=prepared.fit.first_row,
+        rank=s.rank,
+        width=s.block_width,
+        seed=s.seed,
+        orthogonalization=s.orthogonalization,
+        given=given,
+        is_enough=_growth_test(prepared, r0) if s.adaptive else lambda image: False,
+    )
+
+
+def _singular_vectors(prepared: PreparedProblem, rank: int) -> Basis:
+    s = prepared.settings.subspace
+    return svd_basis(
+        prepared.jacobian,
+        first_row=prepared.fit.first_row,
+        n_rows=prepared.fit.n_rows_global,
+        rank=rank,
+        oversampling=s.oversampling,
+        solver=s.svd,
+        iterations=s.iterations,
+        orthogonalization=s.orthogonalization,
+        seed=s.seed,
+    )
+
+
+def _growth_test(prepared: PreparedProblem, r0: FitAndHeld) -> Callable[[FitAndHeld], bool]:
+    """Look at the held-out residual each time the basis has grown by a quarter; each look is two TSQRs."""
+    looked_at = 0
+
+    def is_enough(image: FitAndHeld) -> bool:
+        nonlocal looked_at
+        if len(image.fit) < 1.25 * looked_at:
+            return False
+        looked_at = len(image.fit)
+        return falls_no_more(prepared, image, r0)
+
+    return is_enough

@@ -23,7 +23,16 @@ from lsr_hpc.jacobian.probe import BlockProbe
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.sampling import held_out_mask
 
-__all__ = ["LocalRows", "RowSet", "Segment", "local_rows", "partition", "points_at_once", "split_rows"]
+__all__ = [
+    "FitAndHeld",
+    "LocalRows",
+    "RowSet",
+    "Segment",
+    "local_rows",
+    "partition",
+    "points_at_once",
+    "split_rows",
+]
 
 # A block smaller than this pins the solution down (a boundary value, one measurement): never held out.
 SMALLEST_SPLIT_BLOCK = 20
@@ -143,6 +152,19 @@ class LocalRows:
                     "check points and data there for NaN, Inf or a division by zero"
                 )
             row -= segment.n_rows
+
+
+@dataclass(frozen=True)
+class FitAndHeld:
+    """Something that every residual row has, on this rank's fitted and held-out rows.
+
+    Attributes:
+        fit: Last axis over the fitted rows.
+        held: Last axis over the held-out rows; may be empty.
+    """
+
+    fit: NDArray[np.float64]
+    held: NDArray[np.float64]
 
 
 def points_at_once(numbers_per_point: int) -> int:

@@ -68,13 +68,24 @@ def _at_least(section: str, settings: object, **lowest: float) -> None:
             raise JobError(f"{section}.{key} = {value}: must be at least {bound}")
 
 
+# A narrow Krylov block goes deeper for the same number of products; a wide one multiplies faster.
+_WIDEST_BLOCK = 16
+_LEAST_DEPTH = 8
+_BASES = ("krylov", "svd", "svd+krylov", "randomized", "random")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SubspaceSettings:
     """Section ``[subspace]``: the directions in parameter space.
 
     Attributes:
         rank: Largest number of directions; the rank used is chosen up to it. At most the fitted rows.
-        basis: ``"svd"`` (SLEPc), ``"randomized"`` (the published range finder) or ``"random"`` (control).
+        basis: ``"krylov"`` (block Krylov space grown from the residual, in SLEPc basis vectors), ``"svd"``
+            (SLEPc's singular vectors), ``"svd+krylov"`` (half of each), ``"randomized"`` (the published range
+            finder) or ``"random"`` (control).
+        width: Columns of a Krylov block; absent chooses 16, or an eighth of a small rank. Narrower gets more
+            out of the same rank, wider runs faster.
+        adaptive: Whether a Krylov basis stops growing once the held-out residual has stopped falling.
         svd: SLEPc solver behind ``"svd"``: ``"randomized"``, ``"trlanczos"`` or ``"cross"``.
         iterations: Block iterations of SLEPc's randomized solver, restarts allowed to the others.
         oversampling: Extra columns of the randomised methods.
@@ -84,7 +95,9 @@ class SubspaceSettings:
     """
 
     rank: int = 100
-    basis: str = "svd"
+    basis: str = "krylov"
+    width: int | None = None
+    adaptive: bool = True
     svd: str = "randomized"
     iterations: int = 2
     oversampling: int = 10
@@ -94,17 +107,18 @@ class SubspaceSettings:
 
     def __post_init__(self) -> None:
         """Check each value."""
-        _choice("subspace", "basis", self.basis, ("svd", "randomized", "random"))
+        _choice("subspace", "basis", self.basis, _BASES)
         _choice("subspace", "svd", self.svd, ("randomized", "trlanczos", "cross"))
         _choice("subspace", "test_matrix", self.test_matrix, ("gaussian", "uniform"))
         _choice("subspace", "orthogonalization", self.orthogonalization, ("auto", "tsqr", "cholesky_qr2"))
-        _at_least("subspace", self, rank=1, iterations=1, oversampling=0, seed=0)
+        _at_least("subspace", self, rank=1, width=1, iterations=1, oversampling=0, seed=0)
+        if self.basis == "svd+krylov" and self.rank < 2:
+            raise JobError('subspace.basis = "svd+krylov" needs subspace.rank >= 2, one for each half')
 
     @property
-    def width(self) -> int:
-        """Columns of the widest block that the chosen method works with."""
-        is_sketch = self.basis == "randomized" or (self.basis == "svd" and self.svd == "randomized")
-        return self.rank + (self.oversampling if is_sketch else 0)
+    def block_width(self) -> int:
+        """Columns of a Krylov block."""
+        return self.width or max(1, min(_WIDEST_BLOCK, self.rank // _LEAST_DEPTH))
 
 
 @dataclass(frozen=True, kw_only=True)

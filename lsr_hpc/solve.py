@@ -20,29 +20,16 @@ from lsr_hpc.least_squares.reduced import ReducedProblem, reduce_rows
 from lsr_hpc.least_squares.selection import ScanEntry, choose_rank, scan_grid, scan_ranks
 from lsr_hpc.prepare import PreparedProblem
 from lsr_hpc.result import Outcome
-from lsr_hpc.rows import SMALLEST_SPLIT_BLOCK
+from lsr_hpc.rows import SMALLEST_SPLIT_BLOCK, FitAndHeld
 from lsr_hpc.subspace.basis import Basis
 
-__all__ = ["FitAndHeld", "Solution", "shares_objective", "solve_full_space", "solve_in_subspace"]
+__all__ = ["Solution", "falls_no_more", "shares_objective", "solve_full_space", "solve_in_subspace"]
 
 Array = NDArray[np.float64]
 log = logging.getLogger("lsr_hpc")
 
 # Columns of J V below this many eps * ||J|| are rounding noise.
 _ROUNDING = 100.0
-
-
-@dataclass(frozen=True)
-class FitAndHeld:
-    """Something that every residual row has, on this rank's fitted and held-out rows.
-
-    Attributes:
-        fit: Last axis over the fitted rows.
-        held: Last axis over the held-out rows; may be empty.
-    """
-
-    fit: Array
-    held: Array
 
 
 @dataclass(frozen=True)
@@ -58,6 +45,7 @@ class Solution:
         gradient: Least-squares gradient in the subspace at the solution over the same at the start; NaN for
             the full space, where ``detail`` tells how far KSP came.
         condition: Of the column-scaled reduced factor; NaN for the full space.
+        singular_values: Of J V on the fitted rows, largest first, shape (k,); empty for the full space.
         explained_share: Share of the squared start residual that the whole space can remove; NaN if unknown.
         scan: The ranks looked at.
         delta_of: The correction of a scanned rank; collective.
@@ -73,6 +61,7 @@ class Solution:
     residual_before: float
     gradient: float
     condition: float
+    singular_values: Array
     explained_share: float
     scan: list[ScanEntry]
     delta_of: Callable[[ScanEntry], Array]
@@ -154,6 +143,7 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
         residual_before=final.residual_norm(np.zeros(0)),
         gradient=_reduced_gradient(damped, c),
         condition=solved.condition,
+        singular_values=on_first(comm, lambda: np.linalg.svd(train.r, compute_uv=False)),
         explained_share=1.0 - (train.rho / start) ** 2 if start > 0 else 0.0,
         scan=scan,
         delta_of=lambda entry: _combination(prepared, basis, entry.c),
@@ -167,6 +157,32 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
         "no rank lowers the held-out residual, so the start is kept: use more rows, another basis, or a "
         "residual that the network can still reduce",
     )
+
+
+def falls_no_more(prepared: PreparedProblem, av: FitAndHeld, r0: FitAndHeld) -> bool:
+    """Whether the held-out residual has stopped falling in the later half of the directions.
+
+    Args:
+        prepared: The prepared problem.
+        av: Rows of J V of the directions so far, in the order in which they were made.
+        r0: Residual at the start.
+
+    Returns:
+        True if half of the directions do as well; False where no row is held out.
+
+    Collective: two TSQRs.
+    """
+    n_held, options = prepared.held_rows.n_rows, prepared.settings.solver
+    if n_held == 0:
+        return False
+    train = reduce_rows(prepared.comm, av.fit, r0.fit, prepared.fit_rows.n_rows)
+    held = reduce_rows(prepared.comm, av.held, r0.held, n_held)
+
+    def best() -> int:
+        grid = scan_grid(_above_rounding(train))
+        return choose_rank(scan_ranks(train.damped(options.mu), held, grid, options.cut), n_held)
+
+    return on_first(prepared.comm, best) <= len(av.fit) // 2
 
 
 def _judged(solution: Solution, n_held: int, refusal: str) -> Solution:
@@ -239,6 +255,7 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
         residual_before=before,
         gradient=float("nan"),
         condition=float("nan"),
+        singular_values=np.zeros(0),
         explained_share=float("nan"),
         scan=scan,
         delta_of=lambda entry: step if entry.rank else np.zeros_like(step),

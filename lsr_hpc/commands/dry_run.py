@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lsr_hpc.job import Job
+from lsr_hpc.plan import columns_to_multiply
 from lsr_hpc.prepare import prepare
 from lsr_hpc.problem import ProblemFamily
 
@@ -31,12 +32,7 @@ def print_plan(job: Job, family: ProblemFamily, comm: MPI.Comm) -> None:
     # The probe counts one product with its primal pass; in a block the primal is shared: 2/3 a column.
     points = zip(prepared.fit_rows.indices, prepared.fit_rows.probes, strict=True)
     flops_per_column = sum(len(indices) * probe.flops_per_point for indices, probe in points) * 2 / 3
-    directions = {
-        "svd": 2 * s.iterations * s.width if s.svd == "randomized" else 4 * s.rank,
-        "randomized": 2 * s.width,
-        "random": 0,
-    }[s.basis]
-    columns = directions + s.rank if job.solver.space == "subspace" else 2 * job.solver.max_iterations
+    columns = columns_to_multiply(s) if job.solver.space == "subspace" else 2 * job.solver.max_iterations
     chunks = f"tiles of {plan.columns_per_tile} columns, {plan.columns_per_chunk} exchanged at once"
     print("# resolved job\n" + job.as_toml())
     print("# plan")

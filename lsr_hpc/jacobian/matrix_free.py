@@ -66,7 +66,7 @@ class MatrixFreeJacobian:
                 tangents = self._model.layout.unflatten(v[columns].to(self._model.device))
                 row = 0
                 for segment in self._rows.segments:
-                    for points in _tiles(segment.n_points, self._points_per_tile(segment)):
+                    for points in _tiles(segment.n_points, self._points_per_tile(segment, len(v))):
                         push = partial(self._push, self._residual_of_parameters(segment, points))
                         block = vmap(push)(tangents)
                         out[columns, row : row + block.shape[1]] = block
@@ -85,7 +85,7 @@ class MatrixFreeJacobian:
         out = torch.zeros(u.shape[0], self.n_parameters, dtype=torch.float64, device=self._model.device)
         row = 0
         for segment in self._rows.segments:
-            for points in _tiles(segment.n_points, self._points_per_tile(segment)):
+            for points in _tiles(segment.n_points, self._points_per_tile(segment, len(u))):
                 value, pull = pull_back(
                     self._residual_of_parameters(segment, points), self._model.theta0_tensors
                 )
@@ -102,8 +102,8 @@ class MatrixFreeJacobian:
         """The tile's residual as a function of the parameter tensors."""
         return lambda tensors: segment.residual(self._model.field_of_tensors(tensors), points)
 
-    def _points_per_tile(self, segment: Segment) -> int:
-        bytes_per_point = 8 * segment.probe.numbers_per_point * self._columns_per_tile
+    def _points_per_tile(self, segment: Segment, columns: int) -> int:
+        bytes_per_point = 8 * segment.probe.numbers_per_point * min(columns, self._columns_per_tile)
         return max(1, self._tile_bytes // bytes_per_point)
 
 

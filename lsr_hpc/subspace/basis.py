@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lsr_hpc.comm import all_sum
 from lsr_hpc.errors import AccuracyError
 from lsr_hpc.jacobian.operator import DistributedJacobian
+from lsr_hpc.rows import FitAndHeld
 from lsr_hpc.sampling import gaussian_rows
 
 if TYPE_CHECKING:
@@ -31,15 +32,17 @@ class Basis:
     Attributes:
         v_local: This rank's parameters of every direction, shape (k, P_local), float64.
         singular_values: Estimates of J's singular values in the order of the directions, shape (k,), or
-            None where the method has none (random directions).
+            None where the method has none.
         orthogonality: Largest entry of |V^T V - I|.
         detail: What the method did, in words, for the result file.
+        image: J V where the method has computed it.
     """
 
     v_local: Array
     singular_values: Array | None
     orthogonality: float
     detail: str
+    image: FitAndHeld | None = None
 
     @property
     def rank(self) -> int:

@@ -129,18 +129,26 @@ def nearly_square() -> Problem:
 
 
 CASES = {
-    "svd": (poisson, SubspaceSettings(rank=40), {}),
-    "svd-trlanczos": (poisson, SubspaceSettings(rank=12, svd="trlanczos", iterations=200), {}),
-    "svd-cross": (poisson, SubspaceSettings(rank=8, svd="cross", iterations=200), {}),
-    "svd-cholesky": (poisson, SubspaceSettings(rank=5, oversampling=1, orthogonalization="cholesky_qr2"), {}),
+    "krylov": (poisson, SubspaceSettings(rank=40), {}),
+    "krylov-narrow": (poisson, SubspaceSettings(rank=20, width=1), {}),
+    "svd+krylov": (poisson, SubspaceSettings(rank=30, basis="svd+krylov"), {}),
+    "empty-rank-krylov": (wide, SubspaceSettings(rank=40), {}),
+    "svd": (poisson, SubspaceSettings(rank=40, basis="svd"), {}),
+    "svd-trlanczos": (poisson, SubspaceSettings(rank=12, basis="svd", svd="trlanczos", iterations=200), {}),
+    "svd-cross": (poisson, SubspaceSettings(rank=8, basis="svd", svd="cross", iterations=200), {}),
+    "svd-cholesky": (
+        poisson,
+        SubspaceSettings(rank=5, basis="svd", oversampling=1, orthogonalization="cholesky_qr2"),
+        {},
+    ),
     "randomized": (poisson, SubspaceSettings(rank=40, basis="randomized"), {}),
     "random": (poisson, SubspaceSettings(rank=40, basis="random"), {}),
     "lsqr": (poisson, SubspaceSettings(rank=20), {"type": "lsqr"}),
     "cgls": (poisson, SubspaceSettings(rank=20), {"type": "cgls"}),
-    "empty-rank-svd": (wide, SubspaceSettings(rank=40), {}),
+    "empty-rank-svd": (wide, SubspaceSettings(rank=40, basis="svd"), {}),
     "empty-rank-randomized": (wide, SubspaceSettings(rank=40, basis="randomized"), {}),
     "empty-rank-lsqr": (wide, SubspaceSettings(rank=30), {"type": "lsqr"}),
-    "empty-rank-nearly-square": (nearly_square, SubspaceSettings(rank=40), {}),
+    "empty-rank-nearly-square": (nearly_square, SubspaceSettings(rank=40, basis="svd"), {}),
     "empty-rank-nearly-square-full": (
         nearly_square,
         SubspaceSettings(),

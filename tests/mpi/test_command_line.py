@@ -111,10 +111,13 @@ def test_running_again_keeps_the_earlier_run(lsr, run_directory):
 @pytest.mark.parametrize(
     "overrides",
     [
+        ["subspace.basis=svd"],
+        ["subspace.basis=svd+krylov"],
+        ["subspace.width=1", "subspace.adaptive=false"],
         ["subspace.basis=randomized"],
         ["subspace.basis=randomized", "subspace.test_matrix=uniform"],
         ["subspace.basis=random"],
-        ["subspace.svd=trlanczos", "subspace.iterations=50", "subspace.rank=20"],
+        ["subspace.basis=svd", "subspace.svd=trlanczos", "subspace.iterations=50", "subspace.rank=20"],
         ["solver.type=lsqr"],
         ["solver.type=cgls"],
         ["solver.type=lsqr", "solver.space=full", "solver.max_iterations=20"],
@@ -133,6 +136,7 @@ def test_every_basis_and_solver_refines(lsr, overrides, tmp_path):
 
 def test_petsc_options_reach_the_solver(lsr, tmp_path):
     done = lsr(2, "refine", JOB, "--set", "problem.args.instances=1", "--set", "subspace.rank=8",
+               "--set", "subspace.basis=svd",
                "--out", tmp_path / "run", "--", "-lsr_svd_type", "trlanczos")  # fmt: skip
     assert done.returncode == 0, done.stderr
     event = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())

@@ -1,0 +1,169 @@
+"""Block Krylov space of J^T J, seeded with the residual: the directions in which the loss can still fall.
+
+    V_1     = orth(J^T [chi_1 r0, ..., chi_b r0])     chi_i: random groups of rows; the sum is J^T r0
+    V_{j+1} = orth((I - K K^T) J^T J V_j)             K = [V_1, ..., V_j]
+
+Training has removed the residual along J's dominant singular vectors, so that a basis of those alone can be
+blind to what is left; a space grown from J^T r0 is not, and LSQR minimises over the same space with b = 1.
+Every product is used: J V_j is the reduced matrix of the least-squares problem itself.
+
+Panels are SLEPc basis vectors: K is distributed over the parameters, J V_j over the rows, and J multiplies a
+whole block at once. Theory: Golub and Kahan 1965; Musco and Musco 2015 (blocks, against power iteration).
+"""
+
+# Legend: N rows, P parameters, b block width, m columns of K so far; _local = this rank's share.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsr_hpc.jacobian.operator import DistributedJacobian
+from lsr_hpc.jacobian.petsc_matrix import jacobian_matrix
+from lsr_hpc.petsc import destroying, libraries, local_panel, translated_errors
+from lsr_hpc.rows import FitAndHeld
+from lsr_hpc.sampling import uniform_rows
+from lsr_hpc.subspace.basis import Basis, check_orthonormal
+
+__all__ = ["krylov_basis"]
+
+Array = NDArray[np.float64]
+_STREAM_GROUPS = 4
+
+
+def krylov_basis(
+    jacobian: DistributedJacobian,
+    held_jacobian: DistributedJacobian,
+    r0: FitAndHeld,
+    *,
+    first_row: int,
+    rank: int,
+    width: int,
+    seed: int,
+    orthogonalization: str,
+    given: Array | None = None,
+    is_enough: Callable[[FitAndHeld], bool] = lambda image: False,
+) -> Basis:
+    """Grow the space block by block until it is large enough.
+
+    Args:
+        jacobian: J of the fitted rows.
+        held_jacobian: J of the held-out rows.
+        r0: Residual at the start.
+        first_row: Global number of this rank's first fitted row.
+        rank: Largest number of directions m <= P.
+        width: Block width b.
+        seed: Seed of the row groups.
+        orthogonalization: ``"auto"`` or ``"tsqr"`` (both TSQR: a new block is nearly dependent on K), or
+            ``"cholesky_qr2"``.
+        given: Orthonormal directions to start from, (g, P_local), g < rank; they come first.
+        is_enough: Asked after every block with J K on all rows; True ends the growth. Collective.
+
+    Returns:
+        The basis with its image J K.
+
+    Raises:
+        AccuracyError: If orthogonality is lost.
+
+    Collective: all ranks; per step one J and one J^T block product of b columns, and two block
+    orthogonalisations.
+    """
+    comm = jacobian.comm
+    lo, hi = jacobian.my_parameters
+    PETSc, _ = libraries()
+    mat = jacobian_matrix(jacobian)
+    # Virtual: its product with a block of vectors is one block product with J^T.
+    transposed = PETSc.Mat().createTranspose(mat)
+    fit: list[Array] = []
+    held: list[Array] = []
+    with (
+        destroying(transposed, mat),
+        translated_errors("block Krylov"),
+        _basis_vectors(mat.createVecRight(), rank, orthogonalization) as directions,
+        _basis_vectors(mat.createVecLeft(), width, orthogonalization) as images,
+    ):
+
+        def take_in(block: slice) -> None:
+            """Multiply a finished block by J."""
+            images.setActiveColumns(0, block.stop - block.start)
+            directions.setActiveColumns(block.start, block.stop)
+            directions.matMult(mat, images)
+            with _columns(images, slice(0, block.stop - block.start)) as panel:
+                fit.append(panel[: jacobian.local.n_rows].T.copy())
+            with _columns(directions, block) as panel:
+                held.append(held_jacobian.jv(panel[: hi - lo].T))
+
+        start = 0
+        while given is not None and start < len(given):
+            block = slice(start, min(start + width, len(given)))
+            with _columns(directions, block) as panel:
+                panel[: hi - lo] = given[block].T
+            take_in(block)
+            start = block.stop
+        source = _split_residual(r0.fit, first_row, width, seed)
+        while start < rank:
+            block = slice(start, min(start + width, rank))
+            n_columns = block.stop - block.start
+            # J^T (J V_j), or J^T of the residual's parts in the first step.
+            with _columns(images, slice(0, n_columns)) as panel:
+                panel[:] = 0.0
+                panel[: jacobian.local.n_rows] = source[:n_columns].T
+            images.setActiveColumns(0, n_columns)
+            directions.setActiveColumns(*_range(block))
+            images.matMult(transposed, directions)
+            # Twice: the block is nearly dependent on K once the space holds most of J.
+            for _ in range(2):
+                directions.orthogonalize()
+            take_in(block)
+            source, start = fit[-1], block.stop
+            if is_enough(FitAndHeld(np.vstack(fit), np.vstack(held))):
+                break
+        with _columns(directions, slice(0, start)) as panel:
+            v_local = panel[: hi - lo].T.copy()
+    image = FitAndHeld(np.vstack(fit), np.vstack(held))
+    depth = -(-(start - (0 if given is None else len(given))) // width)
+    detail = f"block Krylov from J^T r0 in SLEPc basis vectors, {depth} blocks of {width}"
+    if given is not None:
+        detail += f" behind {len(given)} given directions"
+    return Basis(v_local, None, check_orthonormal(comm, v_local), detail, image)
+
+
+def _split_residual(r0_local: Array, first_row: int, width: int, seed: int) -> Array:
+    """The residual cut into ``width`` random groups of rows, shape (width, N_local); the groups sum to it."""
+    groups = np.floor(width * uniform_rows(seed, _STREAM_GROUPS, first_row, first_row + len(r0_local), 1))
+    return np.where(groups[:, 0] == np.arange(width)[:, np.newaxis], r0_local, 0.0)
+
+
+@contextmanager
+def _basis_vectors(template: Any, columns: int, orthogonalization: str) -> Iterator[Any]:
+    """SLEPc basis vectors distributed like a vector, which is used up."""
+    _, SLEPc = libraries()
+    kinds = SLEPc.BV.OrthogBlockType
+    vectors = SLEPc.BV().create(comm=template.getComm())
+    with destroying(vectors, template):
+        vectors.setSizesFromVec(template, columns)
+        vectors.setOptionsPrefix("lsr_")
+        vectors.setFromOptions()
+        vectors.setOrthogonalization(block=kinds.CHOL if orthogonalization == "cholesky_qr2" else kinds.TSQR)
+        yield vectors
+
+
+@contextmanager
+def _columns(vectors: Any, columns: slice) -> Iterator[Array]:
+    """This rank's rows of some columns, shape (rows, columns), sharing memory with the basis vectors."""
+    vectors.setActiveColumns(*_range(columns))
+    view = vectors.getMat()
+    panel = local_panel(view).numpy()
+    try:
+        yield panel
+    finally:
+        del panel
+        vectors.restoreMat(view)
+
+
+def _range(columns: slice) -> tuple[int, int]:
+    return columns.start, columns.stop
