@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["make_basis", "refine"]
 
 Array = NDArray[np.float64]
+# A Krylov basis is never judged to be large enough before it has this many directions.
+_LEAST_JUDGED = 32
 
 
 def refine(
@@ -204,7 +206,7 @@ def _growth_test(prepared: PreparedProblem, r0: FitAndHeld) -> Callable[[FitAndH
 
     def is_enough(image: FitAndHeld) -> bool:
         nonlocal looked_at
-        if len(image.fit) < 1.25 * looked_at:
+        if len(image.fit) < max(_LEAST_JUDGED, 1.25 * looked_at):
             return False
         looked_at = len(image.fit)
         return falls_no_more(prepared, image, r0)

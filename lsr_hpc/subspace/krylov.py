@@ -33,6 +33,9 @@ __all__ = ["krylov_basis"]
 
 Array = NDArray[np.float64]
 _STREAM_GROUPS = 4
+# Components of unit vectors along K that one pass removes to rounding.
+_SMALL = 1e-3
+_MOST_PASSES = 4
 
 
 def krylov_basis(
@@ -60,7 +63,7 @@ def krylov_basis(
         seed: Seed of the row groups.
         orthogonalization: ``"auto"`` or ``"tsqr"`` (both TSQR: a new block is nearly dependent on K), or
             ``"cholesky_qr2"``.
-        given: Orthonormal directions to start from, (g, P_local), g < rank; they come first.
+        given: Nearly orthonormal directions to start from, (g, P_local), g < rank; they come first.
         is_enough: Asked after every block with J K on all rows; True ends the growth. Collective.
 
     Returns:
@@ -78,10 +81,12 @@ def krylov_basis(
     mat = jacobian_matrix(jacobian)
     # Virtual: its product with a block of vectors is one block product with J^T.
     transposed = PETSc.Mat().createTranspose(mat)
+    factor = PETSc.Mat().createDense((rank, rank), comm=PETSc.COMM_SELF)
+    factor.setUp()
     fit: list[Array] = []
     held: list[Array] = []
     with (
-        destroying(transposed, mat),
+        destroying(transposed, mat, factor),
         translated_errors("block Krylov"),
         _basis_vectors(mat.createVecRight(), rank, orthogonalization) as directions,
         _basis_vectors(mat.createVecLeft(), width, orthogonalization) as images,
@@ -101,7 +106,9 @@ def krylov_basis(
         while given is not None and start < len(given):
             block = slice(start, min(start + width, len(given)))
             with _columns(directions, block) as panel:
+                panel[:] = 0.0
                 panel[: hi - lo] = given[block].T
+            _orthonormalise_against_leading(directions, factor, block)
             take_in(block)
             start = block.stop
         source = _split_residual(r0.fit, first_row, width, seed)
@@ -115,9 +122,7 @@ def krylov_basis(
             images.setActiveColumns(0, n_columns)
             directions.setActiveColumns(*_range(block))
             images.matMult(transposed, directions)
-            # Twice: the block is nearly dependent on K once the space holds most of J.
-            for _ in range(2):
-                directions.orthogonalize()
+            _orthonormalise_against_leading(directions, factor, block)
             take_in(block)
             source, start = fit[-1], block.stop
             if is_enough(FitAndHeld(np.vstack(fit), np.vstack(held))):
@@ -130,6 +135,22 @@ def krylov_basis(
     if given is not None:
         detail += f" behind {len(given)} given directions"
     return Basis(v_local, None, check_orthonormal(comm, v_local), detail, image)
+
+
+def _orthonormalise_against_leading(directions: Any, factor: Any, block: slice) -> None:
+    """Orthonormalise a block against all columns before it and in itself.
+
+    Two passes do, unless the block depends on K to rounding, as it does when the space holds all of J: then
+    the first one leaves noise with components along K, and it takes another.
+    """
+    directions.setActiveColumns(*_range(block))
+    directions.orthogonalize(factor)
+    for _ in range(_MOST_PASSES):
+        # From here on the columns have unit length.
+        directions.orthogonalize(factor)
+        along_k = factor.getDenseArray()[: block.start, block]
+        if np.abs(along_k).max(initial=0.0) <= _SMALL:
+            return
 
 
 def _split_residual(r0_local: Array, first_row: int, width: int, seed: int) -> Array:
