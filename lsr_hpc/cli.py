@@ -139,12 +139,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refine.run(options)
     try:
         return _run_serial(options)
-    except (LsrError, OSError) as error:
+    except Exception as error:
         if options.debug:
             traceback.print_exception(error)
-        cause = error if isinstance(error, LsrError) else f"{error.strerror or error}: {error.filename or ''}"
+        is_ours = isinstance(error, LsrError)
+        cause = str(error) if is_ours else f"{type(error).__name__}: {error} (--debug shows where)"
         print(f"lsr-hpc: {cause}", file=sys.stderr)
-        return int(error.exit_code if isinstance(error, LsrError) else ExitCode.BAD_INPUT)
+        return int(error.exit_code if isinstance(error, LsrError) else ExitCode.CRASH)
 
 
 def _run_serial(options: argparse.Namespace) -> int:

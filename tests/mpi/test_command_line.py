@@ -71,7 +71,8 @@ def test_run_directory_is_complete_and_its_job_file_reads_back(run_directory):
 
 
 def test_predictor_of_the_run_reaches_the_reported_error(run_directory, tmp_path):
-    from lsr_hpc.job import build_problem, load_job
+    from lsr_hpc.build import build_problem
+    from lsr_hpc.job import load_job
 
     reference = build_problem(load_job(run_directory / "job.toml")).instance(1).evaluation
     np.save(tmp_path / "x.npy", reference.inputs[0].numpy())
