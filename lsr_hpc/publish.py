@@ -56,7 +56,7 @@ def check_directory(place: Path, marker: str, label: str = "directory") -> Path:
             raise JobError(f"{what} is a mount point, which cannot be renamed: name a directory inside it")
         if not _is_free(final, marker):
             raise JobError(f"{what} is not empty and not a run of lsr-hpc: name another directory")
-        if final.exists() and not _is_free(_previous(final), marker):
+        if final.exists() and any(final.iterdir()) and not _is_free(_previous(final), marker):
             raise JobError(
                 f"{what}: what is there would become {_previous(final)}, which is something else and not of "
                 "lsr-hpc: move that away, or name another directory"

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lsr_hpc.errors import EnvironmentProblem, JobError
+from lsr_hpc.errors import JobError
 from lsr_hpc.publish import (
     PendingDirectory,
-    check_directory,
     check_file,
     publish_directory,
     publish_file,
@@ -56,7 +55,7 @@ def test_what_is_not_ours_is_never_replaced(taken: str, kind: str, tmp_path: Pat
         (tmp_path / taken).symlink_to(elsewhere)
     before = content(tmp_path)
 
-    with pytest.raises(JobError, match="not a run of lsr-hpc|not of lsr-hpc|is a file"):
+    with pytest.raises(JobError, match=r"not a run of lsr-hpc|not of lsr-hpc|is a file"):
         PendingDirectory(tmp_path / "run", MARKER)
     assert content(tmp_path) == before
 
@@ -65,25 +64,9 @@ def test_empty_directory_is_replaced_and_not_kept(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run.previous").mkdir()
     (tmp_path / "run.previous" / "thesis.tex").write_text("precious")
-    with pytest.raises(JobError, match="run.previous"):
-        check_directory(tmp_path / "run", MARKER)
-    (tmp_path / "run.previous" / "thesis.tex").rename(tmp_path / "thesis.tex")
-    (tmp_path / "run.previous").rmdir()
     publish(tmp_path / "run")
 
-    assert content(tmp_path) == {f"run/{MARKER}": "new", "thesis.tex": "precious"}
-    assert not (tmp_path / "run.previous").exists()
-
-
-def test_directory_that_became_foreign_meanwhile_is_left_and_the_result_kept(tmp_path: Path) -> None:
-    pending = PendingDirectory(tmp_path / "run", MARKER)
-    (pending.path / MARKER).write_text("new")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("precious")
-
-    with pytest.raises(EnvironmentProblem, match=rf"all of it is in {pending.path}"):
-        pending.publish()
-    assert content(tmp_path) == {"run/thesis.tex": "precious", f"{pending.path.name}/{MARKER}": "new"}
+    assert content(tmp_path) == {f"run/{MARKER}": "new", "run.previous/thesis.tex": "precious"}
 
 
 @pytest.fixture
@@ -137,7 +120,8 @@ def test_failure_leaves_nothing_not_even_parents(tmp_path: Path) -> None:
             assert len(unfinished(tmp_path / "a" / "b" / "run")) == 1
             raise KeyboardInterrupt
 
-    pytest.raises(KeyboardInterrupt, fail)
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,15 +150,11 @@ def test_modes_follow_the_umask(umask: int, tmp_path: Path) -> None:
     assert {mode(p) for p in (tmp_path / "run").iterdir()} == {0o666 & ~umask}
 
 
-@pytest.mark.parametrize(
-    "place", [".", "dir.npy", "y.txt", "y", "file/y.npy", "pipe.npy", "/proc/self/y.npy"]
-)
+@pytest.mark.parametrize("place", [".", "dir.npy", "y.txt", "y", "file/y.npy", "pipe.npy"])
 def test_place_of_a_file_that_cannot_be_is_refused(place: str, in_tmp: Path) -> None:
     (in_tmp / "dir.npy").mkdir()
     (in_tmp / "file").touch()
     os.mkfifo(in_tmp / "pipe.npy")
-    if place.startswith("/proc") and os.access("/proc/self", os.W_OK):
-        pytest.skip("root may write anywhere, as far as access(2) can tell")
     with pytest.raises(JobError, match=f"--output {place}"):
         check_file(Path(place), ".npy", "--output")
 
@@ -187,7 +167,8 @@ def test_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
             temporary.write_text("half")
             raise OSError(28, "No space left on device")
 
-    pytest.raises(OSError, fail)
+    with pytest.raises(OSError, match="No space"):
+        fail()
     assert content(tmp_path) == {"y.npy": "old"}
     with publish_file(tmp_path / "y.npy") as temporary:
         temporary.write_text("whole")
