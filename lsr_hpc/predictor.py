@@ -222,7 +222,7 @@ def read_predictor_manifest(directory: Path) -> dict[str, Any]:
             "use the lsr_hpc version that wrote it"
         )
     for key, kind in _KEYS.items():
-        if not isinstance(manifest.get(key), kind):
+        if key not in manifest or not isinstance(manifest[key], kind):
             raise JobError(
                 f"{path} has no usable {key!r}: it was not written by `lsr-hpc refine`; make it again"
             )

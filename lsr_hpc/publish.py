@@ -82,7 +82,9 @@ def check_file(place: Path, suffix: str, label: str) -> Path:
         JobError: If it is a directory or something special, has another suffix, or cannot be written.
     """
     final = _resolved(place, label)
-    if final.is_dir() or place.suffix != suffix or (final.exists() and not final.is_file()):
+    if final.exists() and not final.is_file():
+        raise JobError(f"{label} {place} is there and no file: name a new file that ends in {suffix}")
+    if place.suffix != suffix:
         raise JobError(f"{label} {place}: name a file that ends in {suffix}")
     _check_parent(final, f"{label} {place}")
     return final

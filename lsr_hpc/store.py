@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -45,10 +46,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
     Returns:
         The file's SHA-256.
+
+    Raises:
+        OSError: If it cannot be written, for example because the disk is full.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path)
+    try:
+        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
     # safetensors makes files that the owner alone may read; the umask can be read only by setting it.
     umask = os.umask(0o077)
     os.umask(umask)

@@ -108,11 +108,11 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
     threads = local_threads(comm)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, str(threads))
-    from lsr_hpc.comm import agree
+    from lsr_hpc.comm import agree, on_first
 
     job = agree(comm, lambda: load_job(options.job, options.overrides, options.preset))
     out: Path = options.out or Path("runs") / job.name
-    agree(comm, lambda: _check_before_work(options, out) if comm.rank == 0 else None)
+    on_first(comm, lambda: _check_before_work(options, out))
 
     import torch
 
@@ -191,7 +191,7 @@ def _refine_all(
     """Refine one instance after the other; ``directory`` is the first rank's."""
     import torch
 
-    from lsr_hpc.comm import agree
+    from lsr_hpc.comm import agree, on_first
     from lsr_hpc.plan import peak_rss_bytes
     from lsr_hpc.predictor import RefinedPredictor
     from lsr_hpc.refine import refine
@@ -208,10 +208,10 @@ def _refine_all(
     predictors: list[RefinedPredictor] = []
     for i in range(family.n_instances):
         problem = agree(comm, partial(family.instance, i))
-        agree(comm, partial(_check_alike, problem, predictors))
+        on_first(comm, partial(_check_alike, problem, predictors))
         result = refine(problem, comm, settings=job.refine_settings)
         results.append(result)
-        agree(comm, partial(_record, directory, i, result))
+        on_first(comm, partial(_record, directory, i, result))
         if comm.rank == 0:
             if i == 0:
                 print(headline(job, result, family.n_instances), flush=True)
@@ -229,7 +229,7 @@ def _refine_all(
         wall_s=time.perf_counter() - started,
         peak_rss_bytes=max(comm.allgather(peak_rss_bytes())),
     )
-    agree(comm, partial(_finish, directory, run))
+    on_first(comm, partial(_finish, directory, run))
     if comm.rank == 0:
         for line in summary_lines(results, out, run.wall_s, run.peak_rss_bytes):
             print(line, flush=True)

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
                 {
                     "file": out.name,
                     "sha256": digest,
-                    "command": _command("train", options),
+                    "command": shlex.join(_words("train", _in_repository(options.job), options)),
                     "seed": settings.seed,
                     "start_error": metrics["error"],
                     "loss": metrics["loss"],
@@ -63,11 +63,9 @@ def run(options: argparse.Namespace) -> int:
             )
     except OSError as error:
         raise EnvironmentProblem(f"the weights cannot be written to {out}: {error}") from error
-    override = f"problem.weights={json.dumps(str(out), ensure_ascii=False)}"
-    print(
-        f"error {metrics['error']:.3e}; weights in {out}\n"
-        f"refine them with: {_command('refine', options)} {shlex.join(['--set', override])}"
-    )
+    there = f"problem.weights={json.dumps(str(out), ensure_ascii=False)}"
+    again = shlex.join([*_words("refine", str(options.job), options), "--set", there])
+    print(f"error {metrics['error']:.3e}; weights in {out}\nrefine them with: {again}")
     return int(ExitCode.DONE)
 
 
@@ -86,14 +84,17 @@ def _checked_out(place: Path) -> Path:
     return out
 
 
-def _command(name: str, options: argparse.Namespace) -> str:
-    """The command with the job, preset and overrides of this one, to be given in the repository."""
-    job = options.job.resolve()
-    if job.is_relative_to(_REPOSITORY):
-        job = job.relative_to(_REPOSITORY)
-    words = ["lsr-hpc", name, str(job)]
+def _words(command: str, job: str, options: argparse.Namespace) -> list[str]:
+    """A command with the preset and overrides of this one."""
+    words = ["lsr-hpc", command, job]
     if options.preset:
         words += ["--preset", options.preset]
     for override in options.overrides:
         words += ["--set", override]
-    return shlex.join(words)
+    return words
+
+
+def _in_repository(job: Path) -> str:
+    """The path as it is given in the repository, where the records of the shipped weights are read."""
+    path = job.resolve()
+    return str(path.relative_to(_REPOSITORY) if path.is_relative_to(_REPOSITORY) else path)

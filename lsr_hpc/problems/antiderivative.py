@@ -77,8 +77,9 @@ def build(
         ArgumentError: If an argument is out of range, or the weights do not fit ``width`` and ``depth``.
     """
     _check_common(forcing, width, depth, seed)
-    check_range("instances", instances, 1, 100_000)
-    check_range("rows", rows, 2, 10**9)
+    check_range("rows", rows, 2, 10**6)
+    # All forcings are evaluated at once: 800 MB at most.
+    check_range("instances", instances, 1, 10**8 // rows)
     if anchor not in {"initial", "random"}:
         raise ArgumentError("anchor", f"= {anchor!r}: use 'initial' or 'random'")
     arguments = _operator_arguments(width, depth)

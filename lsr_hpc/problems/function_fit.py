@@ -26,7 +26,7 @@ def _check_common(k: int, width: int, depth: int, stretch: float, points: int, s
     check_range("width", width, 1, 100_000)
     check_range("depth", depth, 1, 1000)
     check_range("stretch", stretch, 1e-6, 1e6)
-    check_range("points", points, 2, 10**9)
+    check_range("points", points, 2, 10**7)
     check_seed(seed)
 
 
