@@ -153,7 +153,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), preset: str | None
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise JobError(
             f"job file {path} does not exist: check the path; the ready ones are in jobs/"

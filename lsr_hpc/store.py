@@ -86,7 +86,8 @@ def read_tensors(
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise JobError(f"weights file {path} does not exist: {if_missing}")
+        missing = "is not a file" if path.exists() else "does not exist"
+        raise JobError(f"weights file {path} {missing}: {if_missing}")
     try:
         if sha256 is not None and file_digest(path) != sha256:
             raise JobError(

@@ -131,6 +131,9 @@ def test_odd_values_are_refused_in_words(text: str, expected: str, tmp_path: Pat
 def test_file_that_is_no_text_or_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe4"')
 
+    (tmp_path / "bom.toml").write_bytes(b'\xef\xbb\xbfproblem = "antiderivative"')
+
+    assert load_job(tmp_path / "bom.toml").problem.function == "antiderivative"
     assert "not UTF-8 text" in refusal(tmp_path / "latin.toml")
     assert "cannot be read: Is a directory" in refusal(tmp_path)
     assert "does not exist" in refusal(tmp_path / "nowhere.toml")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
             np.save(file, values.numpy())
     except OSError as error:
         raise EnvironmentProblem(f"--output {options.output} cannot be written: {error.strerror}") from error
-    print(f"{options.output}: shape {tuple(values.shape)}")
+    say(f"{options.output}: shape {tuple(values.shape)}")
     return int(ExitCode.DONE)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lsr_hpc.build import build_problem
+from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
 from lsr_hpc.job import Job, load_job
 from lsr_hpc.threads import local_threads
@@ -148,7 +150,7 @@ def _check_before_work(options: argparse.Namespace, out: Path) -> None:
         return
     check_directory(out, RUN_MARKER, "--out")
     for path in unfinished(out):
-        print(f"note: {path} is of a run that was killed, or is still going on; remove it if it was killed")
+        say(f"note: {path} is of a run that was killed, or is still going on; remove it if it was killed")
 
 
 def _start_petsc(words: list[str]) -> None:
@@ -164,6 +166,8 @@ def _start_petsc(words: list[str]) -> None:
             f"PETSc does not start with the options {' '.join(words) or 'in PETSC_OPTIONS'}: {error}; "
             "correct them, or see `lsr-hpc doctor`"
         ) from error
+    # PETSc would end the run when the reader of its output goes away.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     check_options(words)
 
 
@@ -200,7 +204,7 @@ def _refine_all(
 
     started = time.perf_counter()
     if comm.rank == 0:
-        print(f"{job.name}: refining on {comm.size} MPI ranks x {threads} threads", flush=True)
+        say(f"{job.name}: refining on {comm.size} MPI ranks x {threads} threads")
     if family.n_instances > 1:
         # A line per instance tells enough.
         logging.getLogger("lsr_hpc.phases").setLevel(logging.WARNING)
@@ -214,8 +218,8 @@ def _refine_all(
         on_first(comm, partial(_record, directory, i, result))
         if comm.rank == 0:
             if i == 0:
-                print(headline(job, result, family.n_instances), flush=True)
-            print(instance_line(i, result), flush=True)
+                say(headline(job, result, family.n_instances))
+            say(instance_line(i, result))
             predictors.append(
                 RefinedPredictor(problem.model, torch.from_numpy(result.delta), problem.model_spec)
             )
@@ -232,7 +236,7 @@ def _refine_all(
     on_first(comm, partial(_finish, directory, run))
     if comm.rank == 0:
         for line in summary_lines(results, out, run.wall_s, run.peak_rss_bytes):
-            print(line, flush=True)
+            say(line)
 
 
 def _record(directory: RunDirectory | None, i: int, result: RefineResult) -> None:

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 from lsr_hpc.build import training_task
+from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError
 from lsr_hpc.job import load_job
 from lsr_hpc.versions import versions
@@ -41,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
     task, settings = training_task(job)
     # One thread: a start is then the same on every machine of one kind.
     torch.set_num_threads(1)
-    print(f"training {job.name}: {settings.steps} steps of Adam, seed {settings.seed}", flush=True)
-    metrics = train(task, settings, lambda line: print(line, flush=True))
+    say(f"training {job.name}: {settings.steps} steps of Adam, seed {settings.seed}")
+    metrics = train(task, settings, say)
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         raise EnvironmentProblem(f"the weights cannot be written to {out}: {error}") from error
     there = f"problem.weights={json.dumps(str(out), ensure_ascii=False)}"
     again = shlex.join([*_words("refine", str(options.job), options), "--set", there])
-    print(f"error {metrics['error']:.3e}; weights in {out}\nrefine them with: {again}")
+    say(f"error {metrics['error']:.3e}; weights in {out}\nrefine them with: {again}")
     return int(ExitCode.DONE)
 
 

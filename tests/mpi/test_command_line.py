@@ -480,3 +480,19 @@ def test_training_that_cannot_be_is_refused_before_it_starts(words, out, expecte
     assert "Traceback" not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["mine.safetensors"]
     assert (tmp_path / "mine.safetensors").read_text() == "precious"
+
+
+@pytest.mark.parametrize("sink", ["/dev/full", "a closed pipe"])
+def test_run_whose_output_nobody_takes_is_finished_all_the_same(sink, own_job, tmp_path):
+    output = open(sink, "w") if sink == "/dev/full" else subprocess.PIPE
+    words = ["refine", own_job, "--out", tmp_path / "run"]
+    with subprocess.Popen(
+        [LSR_HPC, *words], env=mpi_environment(), stdout=output, stderr=subprocess.PIPE, text=True
+    ) as process:
+        if sink == "/dev/full":
+            output.close()
+        else:
+            process.stdout.close()
+        assert "standard output is lost" in process.stderr.read()
+    assert process.returncode == 0
+    assert (tmp_path / "run" / "result.json").exists()
