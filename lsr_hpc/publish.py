@@ -52,6 +52,10 @@ def check_directory(place: Path, marker: str, label: str = "directory") -> Path:
             raise JobError(f"{what} is a file: name a directory")
         if final == Path.cwd() or final in Path.cwd().parents:
             raise JobError(f"{what} is the current directory or above it: name a new directory inside")
+        if final.name.endswith(".previous"):
+            raise JobError(
+                f"{what}: names in .previous are those of earlier runs, replaced unasked: name another"
+            )
         if os.path.ismount(final):
             raise JobError(f"{what} is a mount point, which cannot be renamed: name a directory inside it")
         if not _is_free(final, marker):

@@ -91,6 +91,7 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("/proc/x", "cannot be made|no permission"),
         ("/dev/null", "is a file"),
         ("/dev/shm", "mount point"),
+        ("run.previous", "earlier runs"),
     ],
 )
 def test_place_that_cannot_be_is_refused_before_any_work(place: str, expected: str, in_tmp: Path) -> None:

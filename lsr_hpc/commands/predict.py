@@ -74,7 +74,7 @@ def _explaining_points(x: Tensor) -> Iterator[None]:
         yield
     except MemoryError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = "" if isinstance(error, LsrError) else f"{type(error).__name__}: "
         message = " ".join(str(error).split())
         raise JobError(
