@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lsr_hpc import __version__
+from lsr_hpc.console import say
 from lsr_hpc.errors import ExitCode, LsrError
 
 __all__ = ["main"]
@@ -24,8 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lsr-hpc",
         description="Linearized Subspace Refinement of trained neural networks on MPI, PETSc and SLEPc.",
-        epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash, 75 stopped in order, "
-        "76 broken environment (see lsr-hpc doctor)",
+        epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash or failed accuracy check, "
+        "76 broken environment (see lsr-hpc doctor) or full disk",
     )
     parser.add_argument("--version", action="version", version=f"lsr-hpc {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="FILE",
-        help="weights to write (default: runs/weights/NAME.safetensors); "
+        help="weights to write, ending in .safetensors (default: runs/weights/NAME.safetensors); "
         "a record FILE with suffix .json goes beside it",
     )
 
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="Y.npy",
-        help="values, shape (n, C); (instances, n, C) for all instances of a family",
+        help="values, shape (n, C); (instances, n, C) for all instances of a family; ends in .npy",
     )
     predict.add_argument("--instance", type=int, metavar="I", help="one instance of a family (default: all)")
 
@@ -139,12 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refine.run(options)
     try:
         return _run_serial(options)
-    except (LsrError, OSError) as error:
+    except Exception as error:
         if options.debug:
             traceback.print_exception(error)
-        cause = error if isinstance(error, LsrError) else f"{error.strerror or error}: {error.filename or ''}"
+        is_ours = isinstance(error, LsrError)
+        cause = str(error) if is_ours else f"{type(error).__name__}: {error} (--debug shows where)"
         print(f"lsr-hpc: {cause}", file=sys.stderr)
-        return int(error.exit_code if isinstance(error, LsrError) else ExitCode.BAD_INPUT)
+        return int(error.exit_code if isinstance(error, LsrError) else ExitCode.CRASH)
 
 
 def _run_serial(options: argparse.Namespace) -> int:
@@ -152,7 +154,7 @@ def _run_serial(options: argparse.Namespace) -> int:
         from lsr_hpc.problems import PROBLEMS
 
         for problem in PROBLEMS.values():
-            print(f"{problem.name:<16} {problem.summary}")
+            say(f"{problem.name:<16} {problem.summary}")
         return int(ExitCode.DONE)
     if options.command == "train":
         from lsr_hpc.commands import train

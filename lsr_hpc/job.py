@@ -1,25 +1,21 @@
 """Job files: TOML, read strictly into frozen dataclasses, every mistake reported at once.
 
-Reading a job needs the standard library only; the problem it names is built by :func:`build_problem`.
+Reading a job needs the standard library only; :mod:`lsr_hpc.build` makes the problem that it names.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
-import inspect
-import json
+import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lsr_hpc.errors import JobError
-from lsr_hpc.problems import PROBLEMS
 from lsr_hpc.settings import (
     ComputeSettings,
     HeldOutSettings,
@@ -28,20 +24,12 @@ from lsr_hpc.settings import (
     SubspaceSettings,
     TrainingSettings,
 )
+from lsr_hpc.toml_text import dump_toml
 
-if typing.TYPE_CHECKING:
-    from lsr_hpc.problem import ProblemFamily
-    from lsr_hpc.training import TrainingTask
+__all__ = ["Job", "ProblemSettings", "TrainSettings", "convert", "load_job", "unknown_key"]
 
-__all__ = [
-    "Job",
-    "ProblemSettings",
-    "TrainSettings",
-    "build_problem",
-    "dump_toml",
-    "load_job",
-    "training_task",
-]
+# Part of the default run directory, and of file names beside it.
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +37,17 @@ class ProblemSettings:
     """Section ``[problem]``, or ``problem = "..."`` for the function alone.
 
     Attributes:
-        function: Name of a shipped problem, ``package.module:function`` or ``file.py:function``.
+        function: Name of a shipped problem, ``file.py:function`` with the file relative to the job file, or
+            ``package.module:function``.
+        path: Directory in which modules of yours are looked for first, as in ``python file.py``: that of
+            the job file by default, that of the file for ``file.py:function``.
         weights: Trained weights (safetensors), relative to the job file; verified against ``NAME.json``
             beside them where there is one. Passed to the function as its first argument.
         args: Keyword arguments of the function.
     """
 
     function: str
+    path: str | None = None
     weights: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -76,7 +68,7 @@ class Job:
     """A whole job file.
 
     Attributes:
-        name: Name of the job; the default run directory is ``runs/NAME``.
+        name: Name of the job, by default that of the file; the default run directory is ``runs/NAME``.
         problem: What is refined.
         subspace: See :class:`~lsr_hpc.settings.SubspaceSettings`.
         solver: See :class:`~lsr_hpc.settings.SolverSettings`.
@@ -92,6 +84,14 @@ class Job:
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     train: TrainSettings | None = None
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        if not _NAME.fullmatch(self.name):
+            raise JobError(
+                f'name = {self.name!r}: use up to 100 letters, digits, ".", "_" and "-", not starting with '
+                '"."; without a name in the job file, that of the file is taken'
+            )
 
     @property
     def refine_settings(self) -> RefineSettings:
@@ -120,35 +120,70 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), preset: str | None
         JobError: Listing everything that is wrong.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JobError(
-            f"job file {path} does not exist: check the path; the ready ones are in jobs/"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"job file {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path} is not valid TOML: {error}") from error
-
+    table = _read_toml(path)
     presets = table.pop("preset", {})
-    if preset is not None:
-        if preset not in presets:
-            known = ", ".join(sorted(presets)) or "none"
-            raise JobError(f"{path} has no preset {preset!r}; it has: {known}")
-        table = _merge(_with_problem_table(table), _with_problem_table(presets[preset]))
-    table = _with_problem_table(table)
-    for override in overrides:
-        table = _merge(table, _parse_override(override))
-
+    if not isinstance(presets, Mapping):
+        raise JobError(f"{path}: preset = {presets!r}: tables [preset.NAME] are expected")
+    base = _with_problem_table(table)
     mistakes: list[str] = []
-    job = _read(Job, {"name": path.stem, **table}, "", mistakes)
+    variants = _presets(base, presets, mistakes)
+    # A preset that nobody uses today is used one day: all are checked, for what the job itself has right.
+    inherited = _mistakes_of(base, path.stem) if variants else []
+    for name, variant in variants.items():
+        found = _mistakes_of(variant, path.stem)
+        mistakes += [f"preset.{name}: {m}" for m in found if name != preset and m not in inherited]
+    if preset is not None and preset not in presets:
+        raise JobError(f"{path} has no preset {preset!r}; it has: {', '.join(sorted(presets)) or 'none'}")
+    chosen = base if preset is None else variants.get(preset, base)
+    for override in overrides:
+        chosen = _merge(chosen, _parse_override(override))
+    job = _read(Job, {"name": path.stem, **chosen}, "", mistakes)
     if mistakes:
         raise JobError(
             f"{path}: " + (mistakes[0] if len(mistakes) == 1 else "".join(f"\n  - {m}" for m in mistakes))
         )
     assert isinstance(job, Job)
-    return _absolute(job, path.parent)
+    try:
+        job = _absolute(job, path.parent)
+        job.as_toml().encode()
+    except (ValueError, OSError, RuntimeError) as error:
+        raise JobError(f"{path}: a path or text of the job cannot be used: {error}") from error
+    return job
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise JobError(
+            f"job file {path} does not exist: check the path; the ready ones are in jobs/"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise JobError(f"job file {path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise JobError(f"job file {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        # Besides TOMLDecodeError: numbers of thousands of digits, brackets nested as deep.
+        raise JobError(f"{path} is not valid TOML: {error}") from error
+
+
+def _presets(
+    base: Mapping[str, Any], presets: Mapping[str, Any], mistakes: list[str]
+) -> dict[str, dict[str, Any]]:
+    """The job with each preset merged in; what is no table is a mistake."""
+    variants = {}
+    for name, values in presets.items():
+        if isinstance(values, Mapping):
+            variants[name] = _merge(base, _with_problem_table(values))
+        else:
+            mistakes.append(f"preset.{name} = {values!r}: a table [preset.{name}] is expected")
+    return variants
+
+
+def _mistakes_of(table: Mapping[str, Any], name: str) -> list[str]:
+    mistakes: list[str] = []
+    _read(Job, {"name": name, **table}, "", mistakes)
+    return mistakes
 
 
 def _with_problem_table(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,10 +208,11 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(parts):
         raise JobError(f"--set {text!r} is not understood: write --set section.key=value")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    if parts == ["problem"]:
+        read = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
+        read = {}
+    parsed: Any = read["value"] if set(read) == {"value"} else value.strip()
+    if parts == ["problem"] and isinstance(parsed, str):
         parts = ["problem", "function"]
     for part in reversed(parts):
         parsed = {part: parsed}
@@ -194,9 +230,9 @@ def _read(cls: type, table: Any, where: str, mistakes: list[str]) -> Any:
     before = len(mistakes)
     for key, value in table.items():
         if key not in known:
-            mistakes.append(_unknown(where + key, key, list(known)))
+            mistakes.append(unknown_key(where + key, key, list(known)))
             continue
-        values[key] = _convert(hints[key], value, where + key, mistakes)
+        values[key] = convert(hints[key], value, where + key, mistakes)
     missing = [n for n, f in known.items() if n not in values and f.default is f.default_factory]
     mistakes += [f"{where}{n} is missing" for n in missing]
     if len(mistakes) > before:
@@ -208,20 +244,41 @@ def _read(cls: type, table: Any, where: str, mistakes: list[str]) -> Any:
         return None
 
 
-def _unknown(label: str, key: str, known: list[str]) -> str:
+def unknown_key(label: str, key: str, known: Sequence[str]) -> str:
+    """Say that a key is unknown, with the nearest known one.
+
+    Args:
+        label: The key with its section.
+        key: The key.
+        known: The known keys.
+
+    Returns:
+        The message.
+    """
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
     return f"unknown key {label!r}; {hint}"
 
 
-def _convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
+def convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
+    """Check the type of one value; an integer where a number is expected becomes a float.
+
+    Args:
+        hint: Annotation: a plain type, a dataclass, or one of them or None.
+        value: The value.
+        label: Name of the value in messages.
+        mistakes: Receives what is wrong.
+
+    Returns:
+        The value to use.
+    """
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
         hint = next(h for h in typing.get_args(hint) if h is not type(None))
     if hasattr(hint, "__dataclass_fields__"):
         return _read(hint, value, label + ".", mistakes)
-    if hint is float and type(value) in {int, float}:
+    if hint is float and type(value) is int and abs(value) < 10**300:
         return float(value)
     expected = dict if typing.get_origin(hint) is dict else hint
     if type(value) is not expected:
@@ -237,180 +294,16 @@ def _convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
 
 
 def _absolute(job: Job, base: Path) -> Job:
-    from dataclasses import replace
-
+    """The job with absolute paths, so that it can be read from anywhere."""
     problem = job.problem
     if problem.weights is not None:
         problem = replace(problem, weights=str((base / problem.weights).resolve()))
     file, colon, function = problem.function.rpartition(":")
-    if colon and file.endswith(".py"):
-        problem = replace(problem, function=f"{(base / file).resolve()}:{function}")
+    if colon:
+        directory = base
+        if file.endswith(".py"):
+            source = (base / file).resolve()
+            directory, problem = source.parent, replace(problem, function=f"{source}:{function}")
+        path = directory if problem.path is None else base / problem.path
+        problem = replace(problem, path=str(path.resolve()))
     return replace(job, problem=problem)
-
-
-def dump_toml(table: Mapping[str, Any], prefix: str = "") -> str:
-    """Write nested tables of strings, numbers, booleans and lists as TOML; None is left out.
-
-    Args:
-        table: What to write.
-        prefix: Dotted name of the table itself.
-
-    Returns:
-        TOML text that :mod:`tomllib` reads back to the same table.
-    """
-    lines = [
-        f"{_toml_key(k)} = {_toml_value(v)}"
-        for k, v in table.items()
-        if not isinstance(v, Mapping) and v is not None
-    ]
-    text = "".join(line + "\n" for line in lines)
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            name = prefix + _toml_key(key)
-            text += f"\n[{name}]\n" + dump_toml(value, name + ".")
-    return text
-
-
-def _toml_key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, bool | str):
-        # TOML's basic strings take JSON's escapes, except that a bare DEL is not allowed.
-        return json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")
-    return repr(value)
-
-
-def build_problem(job: Job) -> ProblemFamily:
-    """Call the function that the job names.
-
-    Args:
-        job: The job.
-
-    Returns:
-        The family of instances; a single problem is a family of one.
-
-    Raises:
-        JobError: If the function cannot be found, refuses its arguments, or returns something else.
-    """
-    from lsr_hpc.problem import Problem, ProblemFamily
-
-    function = _find_function(job.problem.function)
-    arguments: list[Any] = []
-    if job.problem.weights is not None:
-        arguments.append(read_weights(Path(job.problem.weights)))
-    elif job.problem.function in PROBLEMS:
-        raise JobError(
-            "problem.weights is missing: name the trained weights, or make them with `lsr-hpc train`"
-        )
-    _check_arguments(function, job.problem.args, "problem.args", skip=len(arguments))
-    try:
-        problem = function(*arguments, **job.problem.args)
-    except JobError:
-        raise
-    except RuntimeError as error:
-        raise JobError(
-            f"problem {job.problem.function!r} could not be built from {job.problem.weights}: {error}"
-        ) from error
-    if not isinstance(problem, Problem | ProblemFamily):
-        raise JobError(
-            f"problem {job.problem.function!r} returned {type(problem).__name__}: return an lsr_hpc.Problem"
-        )
-    return ProblemFamily.of(problem) if isinstance(problem, Problem) else problem
-
-
-def read_weights(path: Path) -> Any:
-    """Read weights, checking them against the record that training left beside them.
-
-    Args:
-        path: safetensors file.
-
-    Returns:
-        Tensors by name.
-
-    Raises:
-        JobError: If they are missing, unreadable, or differ from the record.
-    """
-    from lsr_hpc.store import read_manifest, read_tensors
-
-    record = path.with_suffix(".json")
-    sha256 = read_manifest(record)["sha256"] if record.exists() else None
-    return read_tensors(path, sha256)
-
-
-def training_task(job: Job) -> tuple[TrainingTask, TrainingSettings]:
-    """The training behind a shipped problem's weights.
-
-    Args:
-        job: A job with a ``[train]`` section.
-
-    Returns:
-        The task and its settings.
-
-    Raises:
-        JobError: If the job has no training, or its problem none.
-    """
-    if job.problem.function not in PROBLEMS:
-        raise JobError(
-            f"problem {job.problem.function!r} is your own: train it with your own program; "
-            f"`lsr-hpc train` re-makes {', '.join(PROBLEMS)}"
-        )
-    if job.train is None:
-        raise JobError("the job has no [train] section: add steps and batch_size")
-    function = PROBLEMS[job.problem.function].training_task
-    accepted = inspect.signature(function).parameters
-    shared = {k: v for k, v in job.problem.args.items() if k in accepted}
-    _check_arguments(function, job.train.args, "train.args", skip=1)
-    return function(job.train, **{**shared, **job.train.args}), job.train
-
-
-def _find_function(name: str) -> Callable[..., Any]:
-    if name in PROBLEMS:
-        return PROBLEMS[name].build
-    module_name, colon, function_name = name.rpartition(":")
-    if not colon:
-        near = difflib.get_close_matches(name, list(PROBLEMS), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(PROBLEMS)}"
-        raise JobError(
-            f'problem {name!r} is not known; {hint} Or write "package.module:function" or "file.py:function"'
-        )
-    try:
-        if module_name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location("lsr_hpc_user_problem", module_name)
-            if spec is None or spec.loader is None or not Path(module_name).is_file():
-                raise JobError(f"problem file {module_name} does not exist")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(module_name)
-        function: Callable[..., Any] = getattr(module, function_name)
-    except JobError:
-        raise
-    except Exception as error:
-        raise JobError(f"problem {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    return function
-
-
-def _check_arguments(
-    function: Callable[..., Any], arguments: Mapping[str, Any], label: str, skip: int
-) -> None:
-    """Compare keyword arguments with a function's signature: names, and the plain types it annotates."""
-    parameters = dict(list(inspect.signature(function).parameters.items())[skip:])
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    mistakes = [_unknown(f"{label}.{k}", k, list(parameters)) for k in arguments if k not in parameters]
-    missing = [
-        k
-        for k, p in parameters.items()
-        if p.default is p.empty and k not in arguments and p.kind is not p.VAR_POSITIONAL
-    ]
-    mistakes += [f"{label}.{k} is missing" for k in missing]
-    hints = typing.get_type_hints(function)
-    for key, value in arguments.items():
-        if key in parameters and hints.get(key) in {int, float, str, bool}:
-            _convert(hints[key], value, f"{label}.{key}", mistakes)
-    if mistakes:
-        raise JobError("; ".join(mistakes))

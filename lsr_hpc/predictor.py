@@ -7,7 +7,7 @@ three forward passes; derivatives with respect to x go through it by ``torch.aut
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,22 @@ from lsr_hpc.errors import JobError
 from lsr_hpc.models import ARCHITECTURES
 from lsr_hpc.params import ParameterLayout
 from lsr_hpc.problem import ModelSpec
-from lsr_hpc.store import publish_directory, read_manifest, read_tensors, write_manifest, write_tensors
+from lsr_hpc.publish import publish_directory
+from lsr_hpc.store import read_manifest, read_tensors, write_manifest, write_tensors
 
-__all__ = ["RefinedPredictor", "load_predictors", "save_predictors"]
+__all__ = ["RefinedPredictor", "load_predictors", "read_predictor_manifest", "save_predictors"]
 
 _SCHEMA = 1
 _MANIFEST = "predictor.json"
+_THETA0 = "theta0.safetensors"
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "architecture": (str, type(None)),
+    "arguments": dict,
+    "trainable": list,
+    "n_instances": int,
+    "files": dict,
+}
+_IF_MISSING = "restore it, or refine again"
 
 
 class RefinedPredictor(nn.Module):
@@ -97,7 +107,10 @@ class RefinedPredictor(nn.Module):
         """Store the predictor as safetensors and JSON.
 
         Args:
-            directory: Directory to create; an earlier one is kept as ``NAME.previous``.
+            directory: Directory to create; an earlier predictor there is kept as ``NAME.previous``.
+
+        Raises:
+            JobError: If something else is there, or in the way.
         """
         save_predictors(Path(directory), [self])
 
@@ -119,7 +132,7 @@ class RefinedPredictor(nn.Module):
             JobError: If the files are missing, damaged, or do not fit the architecture.
         """
         path = Path(directory)
-        manifest = _read(path)
+        manifest = read_predictor_manifest(path)
         if not 0 <= instance < manifest["n_instances"]:
             raise JobError(
                 f"instance {instance} does not exist: {path} holds {manifest['n_instances']} "
@@ -132,14 +145,17 @@ def save_predictors(directory: Path, predictors: Sequence[RefinedPredictor]) -> 
     """Store the predictors of a family; tensors that all instances share are stored once.
 
     Args:
-        directory: Directory to create.
+        directory: Directory to create; an earlier predictor there is kept as ``NAME.previous``.
         predictors: One predictor per instance, all of one architecture.
+
+    Raises:
+        JobError: If something else is there, or in the way.
     """
     first = predictors[0]
     states = [_lossless_float32(p.network.state_dict()) for p in predictors]
-    shared = {n: t for n, t in states[0].items() if all(torch.equal(t, s[n]) for s in states[1:])}
-    with publish_directory(directory) as target:
-        digests = {"theta0.safetensors": write_tensors(target / "theta0.safetensors", shared)}
+    shared = {n: t for n, t in states[0].items() if all(n in s and torch.equal(t, s[n]) for s in states[1:])}
+    with publish_directory(directory, _MANIFEST) as target:
+        digests = {_THETA0: write_tensors(target / _THETA0, shared)}
         for i, (predictor, state) in enumerate(zip(predictors, states, strict=True)):
             name = _instance_file(i)
             own = {f"state.{n}": t for n, t in state.items() if n not in shared}
@@ -160,12 +176,14 @@ def save_predictors(directory: Path, predictors: Sequence[RefinedPredictor]) -> 
         )
 
 
-def load_predictors(directory: Path, model: nn.Module | None = None) -> list[RefinedPredictor]:
+def load_predictors(
+    directory: Path, model_of: Callable[[int], nn.Module] | None = None
+) -> list[RefinedPredictor]:
     """Load every instance of a stored family.
 
     Args:
         directory: Directory written by :func:`save_predictors`.
-        model: A module of the stored architecture, for an architecture of your own.
+        model_of: For an architecture of your own: ``model_of(i)`` is a module of that of instance i.
 
     Returns:
         The predictors in order.
@@ -173,21 +191,44 @@ def load_predictors(directory: Path, model: nn.Module | None = None) -> list[Ref
     Raises:
         JobError: If a file is missing or damaged.
     """
-    manifest = _read(directory)
-    return [_load_instance(directory, manifest, i, model) for i in range(manifest["n_instances"])]
+    manifest = read_predictor_manifest(directory)
+    return [
+        _load_instance(directory, manifest, i, None if model_of is None else model_of(i))
+        for i in range(manifest["n_instances"])
+    ]
 
 
 def _instance_file(instance: int) -> str:
     return f"instance-{instance:05d}.safetensors"
 
 
-def _read(directory: Path) -> dict[str, Any]:
-    manifest = read_manifest(directory / _MANIFEST)
+def read_predictor_manifest(directory: Path) -> dict[str, Any]:
+    """Read ``predictor.json`` and check that it is one this version understands.
+
+    Args:
+        directory: Directory written by :func:`save_predictors`.
+
+    Returns:
+        Its content.
+
+    Raises:
+        JobError: If it is missing, damaged, of another schema, or incomplete.
+    """
+    path = directory / _MANIFEST
+    manifest = read_manifest(path)
     if manifest.get("schema") != _SCHEMA:
         raise JobError(
             f"{directory} has predictor schema {manifest.get('schema')}, this version reads {_SCHEMA}: "
             "use the lsr_hpc version that wrote it"
         )
+    for key, kind in _KEYS.items():
+        if key not in manifest or not isinstance(manifest[key], kind):
+            raise JobError(
+                f"{path} has no usable {key!r}: it was not written by `lsr-hpc refine`; make it again"
+            )
+    n, files = manifest["n_instances"], manifest["files"]
+    if not 1 <= n == len(files) - 1 or set(files) != {_THETA0, *map(_instance_file, range(n))}:
+        raise JobError(f"{path} names {n} instances, but digests of other files: refine again")
     return manifest
 
 
@@ -196,16 +237,30 @@ def _load_instance(
 ) -> RefinedPredictor:
     spec = None
     if model is None:
-        if manifest["architecture"] not in ARCHITECTURES:
+        if manifest["architecture"] is None:
             raise JobError(
                 f"the predictor in {directory} belongs to a network of your own: pass it as "
                 "RefinedPredictor.load(directory, model=your_module)"
             )
+        if manifest["architecture"] not in ARCHITECTURES:
+            raise JobError(
+                f"the predictor in {directory} has architecture {manifest['architecture']!r}, this version "
+                f"has {', '.join(ARCHITECTURES)}: use the lsr_hpc version that wrote it"
+            )
         spec = ModelSpec(architecture=manifest["architecture"], arguments=manifest["arguments"])
-        model = ARCHITECTURES[spec.architecture](**spec.arguments)
+        try:
+            model = ARCHITECTURES[spec.architecture](**spec.arguments)
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise JobError(
+                f"{directory / _MANIFEST} has arguments that its architecture {spec.architecture!r} refuses "
+                f"({type(error).__name__}: {error}): use the lsr_hpc version that wrote it"
+            ) from error
     model = copy.deepcopy(model).double()
-    state = read_tensors(directory / "theta0.safetensors", manifest["files"]["theta0.safetensors"])
-    own = read_tensors(directory / _instance_file(instance), manifest["files"][_instance_file(instance)])
+    name = _instance_file(instance)
+    state = read_tensors(directory / _THETA0, manifest["files"][_THETA0], _IF_MISSING)
+    own = read_tensors(directory / name, manifest["files"][name], _IF_MISSING)
+    if "delta" not in own:
+        raise JobError(f"{directory / name} holds no correction: refine again")
     delta = own.pop("delta")
     state |= {n.removeprefix("state."): t for n, t in own.items()}
     try:

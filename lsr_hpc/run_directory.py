@@ -1,23 +1,32 @@
-"""The run directory of a refinement: job, result, events and predictor, published whole or not at all."""
+"""The run directory of a refinement: job, result, events and predictor.
+
+It is filled under a hidden name beside its place, ``.NAME.running-XXXXXXXX``, from the start of the run, and
+renamed at the end. A run that is killed leaves it there with the instances it has finished.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lsr_hpc.errors import EnvironmentProblem, JobError
 from lsr_hpc.job import Job
 from lsr_hpc.params import digest
 from lsr_hpc.predictor import RefinedPredictor, save_predictors
+from lsr_hpc.publish import RUN_MARKER, PendingDirectory
 from lsr_hpc.report_text import mean
 from lsr_hpc.result import RefineResult
-from lsr_hpc.store import publish_directory
 from lsr_hpc.versions import versions
 
-__all__ = ["FinishedRun", "write_run"]
+__all__ = ["FinishedRun", "RunDirectory"]
+
+_METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +54,83 @@ class FinishedRun:
     peak_rss_bytes: int
 
 
-def write_run(out: Path, run: FinishedRun) -> None:
-    """Write ``job.toml``, ``result.json``, ``metrics.jsonl`` and ``predictor/``.
+class RunDirectory:
+    """A run directory while the run lasts.
 
     Args:
-        out: Run directory; an earlier run there becomes ``NAME.previous``.
-        run: What to write.
+        out: Its final place; an earlier run there becomes ``NAME.previous`` at the end.
+        job: The resolved job, written at once.
+
+    Raises:
+        JobError: If the place cannot be used.
+        EnvironmentProblem: If writing fails.
     """
-    with publish_directory(out) as target:
-        (target / "job.toml").write_text(run.job.as_toml(), encoding="utf-8")
-        content = _result_json(run)
-        (target / "result.json").write_text(
-            json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        with (target / "metrics.jsonl").open("w", encoding="utf-8") as file:
-            for i, result in enumerate(run.results):
-                file.write(
-                    json.dumps({"event": "refined", "instance": i, **result.as_json()}, allow_nan=False)
-                    + "\n"
-                )
-        save_predictors(target / "predictor", run.predictors)
+
+    def __init__(self, out: Path, job: Job) -> None:
+        self._pending = PendingDirectory(out, RUN_MARKER, "--out")
+        self._is_worth_keeping = False
+        try:
+            with _writing(self._pending.path):
+                (self._pending.path / "job.toml").write_text(job.as_toml(), encoding="utf-8")
+        except EnvironmentProblem:
+            self._pending.discard()
+            raise
+
+    def add(self, instance: int, result: RefineResult) -> None:
+        """Append a finished instance to ``metrics.jsonl`` and flush it to disk.
+
+        Args:
+            instance: Its number.
+            result: Its result.
+
+        Raises:
+            EnvironmentProblem: If writing fails.
+        """
+        line = json.dumps({"event": "refined", "instance": instance, **result.as_json()}, allow_nan=False)
+        with (
+            _writing(self._pending.path),
+            (self._pending.path / _METRICS).open("a", encoding="utf-8") as file,
+        ):
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._is_worth_keeping = True
+
+    def finish(self, run: FinishedRun) -> None:
+        """Write ``result.json`` and ``predictor/`` and put the directory in its place.
+
+        Args:
+            run: What to write.
+
+        Raises:
+            EnvironmentProblem: If writing or renaming fails; what there is stays under the temporary name.
+        """
+        target = self._pending.path
+        with _writing(target):
+            save_predictors(target / "predictor", run.predictors)
+            content = json.dumps(_result_json(run), indent=1, allow_nan=False)
+            (target / RUN_MARKER).write_text(content + "\n", encoding="utf-8")
+        self._pending.publish()
+
+    def abandon(self, error: BaseException) -> None:
+        """Remove what a refused job or a run without a finished instance has left.
+
+        Args:
+            error: What ended the run; anything but wrong input leaves the finished instances on disk.
+        """
+        if isinstance(error, JobError) or not self._is_worth_keeping:
+            self._pending.discard()
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{error.filename or directory} cannot be written: {error.strerror}; free some of the disk, or "
+            f"name another --out. Instances finished before are in {directory / _METRICS}"
+        ) from error
 
 
 def _result_json(run: FinishedRun) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def _draw_rows(kind: str, seed: int, stream: int, lo: int, hi: int, columns: int
         first = block * _BLOCK
         a, b = max(lo, first), min(hi, first + _BLOCK)
         for column in range(columns):
-            generator = np.random.Generator(
-                np.random.Philox(key=[seed, stream], counter=[0, 0, block, column])
-            )
+            # As unsigned integers: a list with a seed from 2**63 on would pass through float64.
+            key = np.array([seed, stream], dtype=np.uint64)
+            generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, block, column]))
             draw = generator.standard_normal if kind == "gaussian" else generator.random
             out[a - lo : b - lo, column] = draw(b - first)[a - first :]
     return out
@@ -35,7 +35,7 @@ def gaussian_rows(seed: int, stream: int, lo: int, hi: int, columns: int) -> NDA
     """Rows [lo, hi) of a standard Gaussian test matrix.
 
     Args:
-        seed: Seed of the job, >= 0.
+        seed: Seed of the job, 0 <= seed < 2**64.
         stream: Number that separates the uses of one seed.
         lo: First global row.
         hi: Global row behind the last one.
@@ -51,7 +51,7 @@ def uniform_rows(seed: int, stream: int, lo: int, hi: int, columns: int) -> NDAr
     """Rows [lo, hi) of a matrix of uniform numbers on [0, 1).
 
     Args:
-        seed: Seed of the job, >= 0.
+        seed: Seed of the job, 0 <= seed < 2**64.
         stream: Number that separates the uses of one seed.
         lo: First global row.
         hi: Global row behind the last one.
@@ -70,7 +70,7 @@ def held_out_mask(seed: int, stream: int, n_points: int, fraction: float) -> NDA
     coin per point does not.
 
     Args:
-        seed: Seed of the job, >= 0.
+        seed: Seed of the job, 0 <= seed < 2**64.
         stream: Number that separates the uses of one seed.
         n_points: Number of points of the block.
         fraction: Share to hold out, 0 <= fraction < 1.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from lsr_hpc.errors import JobError
@@ -56,16 +57,30 @@ def parse_bytes(text: str | int) -> int:
     raise JobError(f'memory size {text!r} is not understood: write for example "2GiB" or "800MB"')
 
 
-def _choice(section: str, key: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise JobError(f"{section}.{key} = {value!r}: use one of {', '.join(map(repr, allowed))}")
+def _choice(section: str, key: str, value: Any, allowed: tuple[str, ...]) -> list[str]:
+    """The complaint about a value that is none of the allowed ones, if it is none."""
+    if value in allowed:
+        return []
+    return [f"{section}.{key} = {value!r}: use one of {', '.join(map(repr, allowed))}"]
 
 
-def _at_least(section: str, settings: object, **lowest: float) -> None:
+def _at_least(section: str, settings: object, **lowest: float) -> list[str]:
+    """Complaints about numbers below their bound; those above what a 64-bit seed or PETSc's integers hold."""
+    mistakes = []
     for key, bound in lowest.items():
         value = getattr(settings, key)
-        if value is not None and not bound <= value < float("inf"):
-            raise JobError(f"{section}.{key} = {value}: must be at least {bound}")
+        limit = 2**64 if key == "seed" else 2**31 if isinstance(value, int) else inf
+        if value is not None and not bound <= value < limit:
+            above = "" if isinstance(value, float) else f" and below {limit}"
+            mistakes.append(f"{section}.{key} = {value}: must be at least {bound}{above}")
+    return mistakes
+
+
+def _refuse(*complaints: list[str]) -> None:
+    """Raise what was complained about, all at once."""
+    mistakes = [text for complaint in complaints for text in complaint]
+    if mistakes:
+        raise JobError("; ".join(mistakes))
 
 
 # A narrow Krylov block goes deeper for the same number of products; a wide one multiplies faster.
@@ -107,11 +122,15 @@ class SubspaceSettings:
 
     def __post_init__(self) -> None:
         """Check each value."""
-        _choice("subspace", "basis", self.basis, _BASES)
-        _choice("subspace", "svd", self.svd, ("randomized", "trlanczos", "cross"))
-        _choice("subspace", "test_matrix", self.test_matrix, ("gaussian", "uniform"))
-        _choice("subspace", "orthogonalization", self.orthogonalization, ("auto", "tsqr", "cholesky_qr2"))
-        _at_least("subspace", self, rank=1, width=1, iterations=1, oversampling=0, seed=0)
+        _refuse(
+            _choice("subspace", "basis", self.basis, _BASES),
+            _choice("subspace", "svd", self.svd, ("randomized", "trlanczos", "cross")),
+            _choice("subspace", "test_matrix", self.test_matrix, ("gaussian", "uniform")),
+            _choice(
+                "subspace", "orthogonalization", self.orthogonalization, ("auto", "tsqr", "cholesky_qr2")
+            ),
+            _at_least("subspace", self, rank=1, width=1, iterations=1, oversampling=0, seed=0),
+        )
         if self.basis == "svd+krylov" and self.rank < 2:
             raise JobError('subspace.basis = "svd+krylov" needs subspace.rank >= 2, one for each half')
 
@@ -146,9 +165,11 @@ class SolverSettings:
 
     def __post_init__(self) -> None:
         """Check each value and how they go together."""
-        _choice("solver", "type", self.type, ("tsqr", "lsqr", "cgls"))
-        _choice("solver", "space", self.space, ("subspace", "full"))
-        _at_least("solver", self, mu=0.0, cut=0.0, tolerance=0.0, max_iterations=1)
+        _refuse(
+            _choice("solver", "type", self.type, ("tsqr", "lsqr", "cgls")),
+            _choice("solver", "space", self.space, ("subspace", "full")),
+            _at_least("solver", self, mu=0.0, cut=0.0, tolerance=0.0, max_iterations=1),
+        )
         if self.space == "full" and self.type == "tsqr":
             raise JobError(
                 'solver.space = "full" needs an iterative solver: set solver.type to "lsqr" or "cgls"'
@@ -173,9 +194,10 @@ class HeldOutSettings:
 
     def __post_init__(self) -> None:
         """Check each value."""
-        _at_least("held_out", self, fraction=0.0, seed=0)
-        if self.fraction > 0.9:
-            raise JobError(f"held_out.fraction = {self.fraction}: at most 0.9, or nothing is left to fit")
+        too_much = f"held_out.fraction = {self.fraction}: at most 0.9, or nothing is left to fit"
+        _refuse(
+            _at_least("held_out", self, fraction=0.0, seed=0), [too_much] if 0.9 < self.fraction < inf else []
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +216,16 @@ class ComputeSettings:
 
     def __post_init__(self) -> None:
         """Check each value."""
-        parse_bytes(self.memory_per_rank)
-        _choice("compute", "jacobian", self.jacobian, ("matrix_free",))
-        _choice("compute", "device", self.device, ("auto", "cpu", "cuda"))
+        mistakes = []
+        try:
+            parse_bytes(self.memory_per_rank)
+        except JobError as error:
+            mistakes.append(f"compute.memory_per_rank: {error}")
+        _refuse(
+            mistakes,
+            _choice("compute", "jacobian", self.jacobian, ("matrix_free",)),
+            _choice("compute", "device", self.device, ("auto", "cpu", "cuda")),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +269,12 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         """Check each value."""
-        for key in ("steps", "batch_size", "learning_rate", "decay", "decay_every"):
-            if not getattr(self, key) > 0:
-                raise JobError(f"train.{key} = {getattr(self, key)}: must be positive")
-        _choice("train", "schedule", self.schedule, ("cosine", "exponential"))
+        _refuse(
+            _at_least("train", self, steps=1, batch_size=1, decay_every=1, seed=0),
+            [
+                f"train.{key} = {getattr(self, key)}: must be positive and finite"
+                for key in ("learning_rate", "decay")
+                if not 0.0 < getattr(self, key) < inf
+            ],
+            _choice("train", "schedule", self.schedule, ("cosine", "exponential")),
+        )

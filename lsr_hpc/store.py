@@ -1,18 +1,12 @@
-"""Files that are either whole or absent, with digests that notice any flipped byte.
-
-A directory is written as a fresh temporary one beside its final place, every file is flushed to disk, the
-manifest with the SHA-256 of each file comes last, and one rename publishes it.
-"""
+"""Tensors and JSON with digests that notice any flipped byte; :mod:`lsr_hpc.publish` puts them in place."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +16,12 @@ from lsr_hpc.errors import JobError
 
 __all__ = [
     "file_digest",
-    "publish_directory",
+    "is_manifest",
     "read_manifest",
     "read_tensors",
-    "sync_file",
     "write_manifest",
     "write_tensors",
 ]
-
-
-def sync_file(path: Path) -> None:
-    """Flush a file or directory to disk.
-
-    Args:
-        path: What to flush.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def file_digest(path: Path) -> str:
@@ -57,35 +37,6 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def publish_directory(final: Path) -> Iterator[Path]:
-    """Fill a temporary directory and rename it to its final place when the block ends well.
-
-    A directory that is already there is kept as ``NAME.previous`` (replacing an older one).
-
-    Args:
-        final: Where the directory is to appear.
-
-    Yields:
-        The temporary directory.
-    """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    try:
-        yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            sync_file(path)
-        if final.exists():
-            previous = final.with_name(final.name + ".previous")
-            shutil.rmtree(previous, ignore_errors=True)
-            final.rename(previous)
-        temporary.rename(final)
-        sync_file(final.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors as safetensors.
 
@@ -95,19 +46,35 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
     Returns:
         The file's SHA-256.
+
+    Raises:
+        OSError: If it cannot be written, for example because the disk is full.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path)
+    try:
+        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    # safetensors makes files that the owner alone may read; the umask can be read only by setting it.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
     return file_digest(path)
 
 
-def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path,
+    sha256: str | None = None,
+    if_missing: str = "check the path, or make it with `lsr-hpc train`",
+) -> dict[str, Tensor]:
     """Read safetensors, refusing damaged files; nothing is ever unpickled.
 
     Args:
         path: File to read.
         sha256: Expected digest, or None to trust the file.
+        if_missing: What to do when there is no such file.
 
     Returns:
         Tensors by name.
@@ -119,14 +86,17 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise JobError(f"weights file {path} does not exist: check the path, or make it with `lsr-hpc train`")
-    if sha256 is not None and file_digest(path) != sha256:
-        raise JobError(
-            f"{path} differs from its recorded SHA-256 ({sha256[:12]}...): it was changed or damaged; "
-            "restore it or make it again"
-        )
+        missing = "is not a file" if path.exists() else "does not exist"
+        raise JobError(f"weights file {path} {missing}: {if_missing}")
     try:
+        if sha256 is not None and file_digest(path) != sha256:
+            raise JobError(
+                f"{path} differs from its recorded SHA-256 ({sha256[:12]}...): it was changed or damaged; "
+                "restore it or make it again"
+            )
         return load_file(path)
+    except JobError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise JobError(
             f"{path} is not a readable safetensors file ({error}); convert a state_dict with "
@@ -149,6 +119,24 @@ def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(signed, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a file is, or may be the damaged remains of, one that :func:`write_manifest` wrote.
+
+    Args:
+        path: File to look at.
+
+    Returns:
+        False if there is no file, or readable JSON without a digest of its own.
+    """
+    if not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True
+    return isinstance(content, dict) and not {"sha256_of_content", "sha256"}.isdisjoint(content)
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """Read a JSON file written by :func:`write_manifest`.
 
@@ -166,8 +154,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         digest = content.pop("sha256_of_content")
     except FileNotFoundError:
         raise JobError(f"{path} does not exist: is this the right directory?") from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise JobError(f"{path} is damaged ({type(error).__name__}): restore it or make it again") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise JobError(
+            f"{path} is damaged or not a file of lsr_hpc ({type(error).__name__}): restore it or make it "
+            "again"
+        ) from error
     if digest != _json_digest(content):
         raise JobError(f"{path} was changed or damaged after it was written: restore it or make it again")
     return dict(content)

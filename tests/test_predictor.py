@@ -432,6 +432,74 @@ def test_file_of_another_version_is_refused(tmp_path: Path) -> None:
         RefinedPredictor.load(tmp_path / "predictor")
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"n_instances": 2}, "names 2 instances"),
+        ({"n_instances": 10**12}, "names 1000000000000 instances"),
+        ({"n_instances": "1"}, "no usable 'n_instances'"),
+        ({"architecture": ["mlp"]}, "no usable 'architecture'"),
+        ({"architecture": "transformer"}, "has architecture 'transformer', this version has mlp"),
+        ({"arguments": {"depth": 3}}, "arguments that its architecture 'mlp' refuses"),
+        ({"arguments": {"widths": [2, 8, 1]}}, "does not fit the given network"),
+        ({"files": {}}, "names 1 instances"),
+    ],
+)
+def test_manifest_that_makes_no_sense_is_refused(
+    change: dict[str, object], expected: str, tmp_path: Path
+) -> None:
+    from lsr_hpc.store import read_manifest, write_manifest
+
+    mlp_predictor().save(tmp_path / "predictor")
+    manifest = tmp_path / "predictor" / "predictor.json"
+    write_manifest(manifest, read_manifest(manifest) | change)
+
+    with pytest.raises(JobError, match=expected):
+        load_predictors(tmp_path / "predictor")
+
+
+def test_missing_instance_is_to_be_restored_not_trained(family: tuple[Path, list[RefinedPredictor]]) -> None:
+    (family[0] / "instance-00002.safetensors").unlink()
+
+    with pytest.raises(JobError, match=r"instance-00002.safetensors does not exist: restore it"):
+        load_predictors(family[0])
+
+
+def test_predictor_is_not_saved_over_what_is_none(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("precious")
+
+    with pytest.raises(JobError, match="is not empty"):
+        mlp_predictor().save(tmp_path / "thesis")
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 3), (5,), (2, 5, 1), ()])
+def test_inputs_of_another_width_are_not_broadcast(shape: tuple[int, ...]) -> None:
+    with pytest.raises(JobError, match=r"takes 2 numbers per point, shape \(n, 2\)"):
+        mlp()(torch.ones(shape))
+
+
+def test_record_beside_the_weights_counts_only_if_it_is_ours(tmp_path: Path) -> None:
+    from lsr_hpc.build import read_weights
+    from lsr_hpc.store import write_manifest, write_tensors
+
+    digest = write_tensors(tmp_path / "w.safetensors", {"a": torch.ones(3)})
+    record = tmp_path / "w.json"
+    for text in ('{"learning_rate": 1e-3}', "[1, 2]"):
+        record.write_text(text)
+        assert torch.equal(read_weights(tmp_path / "w.safetensors")["a"], torch.ones(3))
+    for text in ('{"sha256": "0"}', '{"learning_rate": '):
+        record.write_text(text)
+        with pytest.raises(JobError, match=r"w.json is damaged or not a file of lsr_hpc"):
+            read_weights(tmp_path / "w.safetensors")
+    write_manifest(record, {"sha256": digest})
+    assert torch.equal(read_weights(tmp_path / "w.safetensors")["a"], torch.ones(3))
+    write_manifest(record, {"sha256": "0" * 64})
+    with pytest.raises(JobError, match="differs from its recorded SHA-256"):
+        read_weights(tmp_path / "w.safetensors")
+
+
 def test_saving_again_keeps_the_predictor_before(tmp_path: Path) -> None:
     old, new = mlp_predictor(1), mlp_predictor(2)
     old.save(tmp_path / "predictor")

@@ -178,7 +178,7 @@ RESIDUALS = {
     "float32": (lambda u, x, y: (u(x) - y).float(), ["returned torch.float32", "do not cast"]),
     "integers": (lambda u, x, y: (u(x) > y).long(), ["returned torch.int64"]),
     "an error": (lambda u, x, y: u(x, y), ["failed on 4 points", "TypeError"]),
-    "a wrong width": (lambda u, x, y: u(torch.cat([x, y], dim=1)), ["failed on 4 points", "RuntimeError"]),
+    "a wrong width": (lambda u, x, y: u(torch.cat([x, y], dim=1)), ["failed on 4 points", "takes 1 numbers"]),
     "points mixed": (batch_mean, ["changes with the other points", "row i may depend on point i alone"]),
     "points sorted": (lambda u, x, y: u(x).flip(0), ["changes with the other points"]),
     "autograd.grad": (with_autograd_grad, ["cannot be differentiated", "torch.func"]),

@@ -123,3 +123,10 @@ def test_too_few_points_hold_nothing_out(n: int, fraction: float) -> None:
 
     assert mask.shape == (n,)
     assert not mask.any()
+
+
+def test_seeds_of_64_bits_are_all_different() -> None:
+    seeds = [0, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1]
+    draws = {gaussian_rows(seed, 1, 0, 1, 1)[0, 0] for seed in seeds}
+
+    assert len(draws) == len(seeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lsr_hpc.console import say
 from lsr_hpc.job import Job
 from lsr_hpc.plan import columns_to_multiply
 from lsr_hpc.prepare import prepare
@@ -34,8 +35,8 @@ def print_plan(job: Job, family: ProblemFamily, comm: MPI.Comm) -> None:
     flops_per_column = sum(len(indices) * probe.flops_per_point for indices, probe in points) * 2 / 3
     columns = columns_to_multiply(s) if job.solver.space == "subspace" else 2 * job.solver.max_iterations
     chunks = f"tiles of {plan.columns_per_tile} columns, {plan.columns_per_chunk} exchanged at once"
-    print("# resolved job\n" + job.as_toml())
-    print("# plan")
+    say("# resolved job\n" + job.as_toml())
+    say("# plan")
     for name, value in {
         "instances": family.n_instances,
         "MPI ranks": comm.size,
@@ -45,9 +46,9 @@ def print_plan(job: Job, family: ProblemFamily, comm: MPI.Comm) -> None:
         "products": f"about {columns} columns of J or J^T each, {columns * flops_per_column:.1e} flops",
         "memory per rank": f"{_mib(plan.total_bytes)} planned of {_mib(plan.budget_bytes)}",
     }.items():
-        print(f"{name:<16} {value}")
+        say(f"{name:<16} {value}")
     for name, size in plan.items.items():
-        print(f"  {name:<22} {_mib(size):>10}")
+        say(f"  {name:<22} {_mib(size):>10}")
 
 
 def _mib(size: int) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lsr_hpc.errors import ExitCode, JobError
+from lsr_hpc.console import say
+from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = ["run"]
 
@@ -29,30 +31,55 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         JobError: If the run, the points or the instance do not fit.
+        EnvironmentProblem: If the output cannot be written.
     """
     import torch
 
-    from lsr_hpc.predictor import RefinedPredictor, load_predictors
+    from lsr_hpc.predictor import RefinedPredictor, load_predictors, read_predictor_manifest
+    from lsr_hpc.publish import check_file, publish_file
 
     directory: Path = options.run / "predictor"
     if not directory.is_dir():
         raise JobError(f"{options.run} holds no predictor: give the run directory of a finished refinement")
+    output = check_file(options.output, ".npy", "--output")
+    if output == options.input.resolve():
+        raise JobError(f"--output {options.output} is the input: name another file")
     x = torch.from_numpy(_read_points(options.input))
-    model = _own_model(options.run)
-    if options.instance is not None:
-        values = RefinedPredictor.load(directory, options.instance, model).predict(x)
+    manifest = read_predictor_manifest(directory)
+    n_instances, instance = manifest["n_instances"], options.instance
+    model_of = _own_models(options.run, n_instances) if manifest["architecture"] is None else None
+    if instance is None:
+        predictors = load_predictors(directory, model_of)
     else:
-        try:
-            values = torch.stack([p.predict(x) for p in load_predictors(directory, model)])
-        except RuntimeError as error:
-            raise JobError(f"points of shape {tuple(x.shape)} do not fit the network: {error}") from error
-        values = values[0] if len(values) == 1 else values
-    temporary = options.output.with_name(f".{options.output.name}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, values.numpy())
-    os.replace(temporary, options.output)
-    print(f"{options.output}: shape {tuple(values.shape)}")
+        is_own = model_of is not None and 0 <= instance < n_instances
+        model = model_of(instance) if model_of is not None and is_own else None
+        predictors = [RefinedPredictor.load(directory, instance, model)]
+    with _explaining_points(x):
+        values = torch.stack([p.predict(x) for p in predictors])
+    if instance is not None or n_instances == 1:
+        values = values[0]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with publish_file(output) as temporary, temporary.open("wb") as file:
+            np.save(file, values.numpy())
+    except OSError as error:
+        raise EnvironmentProblem(f"--output {options.output} cannot be written: {error.strerror}") from error
+    say(f"{options.output}: shape {tuple(values.shape)}")
     return int(ExitCode.DONE)
+
+
+@contextmanager
+def _explaining_points(x: Tensor) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
+        kind = "" if isinstance(error, LsrError) else f"{type(error).__name__}: "
+        message = " ".join(str(error).split())
+        raise JobError(
+            f"--input: points of shape {tuple(x.shape)} do not fit the network: {kind}{message}"
+        ) from error
 
 
 def _read_points(path: Path) -> NDArray[np.float64]:
@@ -71,11 +98,15 @@ def _read_points(path: Path) -> NDArray[np.float64]:
     return np.ascontiguousarray(x[:, np.newaxis] if x.ndim == 1 else x, dtype=np.float64)
 
 
-def _own_model(run: Path) -> nn.Module | None:
-    """The user's own network, built again from the run's job, or None for a shipped architecture."""
-    from lsr_hpc.job import build_problem, load_job
-    from lsr_hpc.store import read_manifest
+def _own_models(run: Path, n_instances: int) -> Callable[[int], nn.Module]:
+    """The user's own networks, built again from the run's job."""
+    from lsr_hpc.build import build_problem
+    from lsr_hpc.job import load_job
 
-    if read_manifest(run / "predictor" / "predictor.json")["architecture"] is not None:
-        return None
-    return build_problem(load_job(run / "job.toml")).instance(0).model
+    family = build_problem(load_job(run / "job.toml"))
+    if family.n_instances != n_instances:
+        raise JobError(
+            f"{run} holds {n_instances} instances, but its problem function now makes {family.n_instances}: "
+            "restore the function that was refined"
+        )
+    return lambda i: family.instance(i).model

@@ -1,7 +1,8 @@
 """``lsr-hpc refine``: one-shot LSR of a job inside the MPI world it is started in.
 
 Ranks agree on errors wherever they can; an error on one rank alone ends all ranks with one message that
-names rank, phase and cause. The first rank prints, and writes the run directory at the end in one rename.
+names rank, phase and cause. The first rank prints, writes each finished instance to the hidden run directory,
+and renames that at the end.
 """
 
 from __future__ import annotations
@@ -9,21 +10,27 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lsr_hpc.build import build_problem
+from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
-from lsr_hpc.job import Job, build_problem, load_job
+from lsr_hpc.job import Job, load_job
 from lsr_hpc.threads import local_threads
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from lsr_hpc.problem import ProblemFamily
+    from lsr_hpc.predictor import RefinedPredictor
+    from lsr_hpc.problem import Problem, ProblemFamily
     from lsr_hpc.result import RefineResult
+    from lsr_hpc.run_directory import FinishedRun, RunDirectory
 
 __all__ = ["run"]
 
@@ -103,18 +110,16 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
     threads = local_threads(comm)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, str(threads))
-    from lsr_hpc.comm import agree
+    from lsr_hpc.comm import agree, on_first
 
     job = agree(comm, lambda: load_job(options.job, options.overrides, options.preset))
     out: Path = options.out or Path("runs") / job.name
-    agree(comm, lambda: _check_out(out) if comm.rank == 0 and not options.dry_run else None)
+    on_first(comm, lambda: _check_before_work(options, out))
 
     import torch
 
-    from lsr_hpc.petsc import start
-
     torch.set_num_threads(threads)
-    start(options.petsc_options)
+    agree(comm, lambda: _start_petsc(options.petsc_options))
     logging.getLogger("lsr_hpc").setLevel(logging.ERROR if comm.rank else logging.INFO)
     family = agree(comm, lambda: build_problem(job))
     if options.dry_run:
@@ -122,21 +127,72 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
 
         print_plan(job, family, comm)
         return int(ExitCode.DONE)
-    return _refine_all(job, family, comm, out, threads)
+    from lsr_hpc.run_directory import RunDirectory
+
+    directory = agree(comm, lambda: RunDirectory(out, job) if comm.rank == 0 else None)
+    try:
+        _refine_all(job, family, comm, out, threads, directory)
+    except BaseException as error:
+        if directory is not None:
+            directory.abandon(error)
+        raise
+    _warn_unused(options.petsc_options, comm)
+    return int(ExitCode.DONE)
 
 
-def _check_out(out: Path) -> None:
-    """Refuse an output place that cannot be used, before any work."""
-    if out.exists() and not out.is_dir():
-        raise JobError(f"--out {out} is a file: name a directory")
-    if out.is_dir() and any(out.iterdir()) and not (out / "result.json").exists():
-        raise JobError(f"--out {out} is not empty and not a run of lsr-hpc: name another directory")
-    parent = next(p for p in out.absolute().parents if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise JobError(f"--out {out}: no permission to write in {parent}; name another directory")
+def _check_before_work(options: argparse.Namespace, out: Path) -> None:
+    """Refuse what needs no library to be seen, and tell of earlier runs that did not end."""
+    from lsr_hpc.petsc_options import check_option_words
+    from lsr_hpc.publish import RUN_MARKER, check_directory, unfinished
+
+    check_option_words(options.petsc_options)
+    if options.dry_run:
+        return
+    check_directory(out, RUN_MARKER, "--out")
+    for path in unfinished(out):
+        say(f"note: {path} is of a run that was killed, or is still going on; remove it if it was killed")
 
 
-def _refine_all(job: Job, family: ProblemFamily, comm: MPI.Comm, out: Path, threads: int) -> int:
+def _start_petsc(words: list[str]) -> None:
+    from lsr_hpc.petsc import start
+    from lsr_hpc.petsc_options import check_options
+
+    try:
+        start(words)
+    except LsrError:
+        raise
+    except Exception as error:
+        raise JobError(
+            f"PETSc does not start with the options {' '.join(words) or 'in PETSC_OPTIONS'}: {error}; "
+            "correct them, or see `lsr-hpc doctor`"
+        ) from error
+    # PETSc would end the run when the reader of its output goes away.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    check_options(words)
+
+
+def _warn_unused(words: list[str], comm: MPI.Comm) -> None:
+    from lsr_hpc.petsc_options import unused_options
+
+    unused = unused_options(words)
+    if unused and comm.rank == 0:
+        print(
+            f"warning: no solver of this run has asked for {', '.join(unused)}: misspelt, or an option of "
+            "another solver",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _refine_all(
+    job: Job,
+    family: ProblemFamily,
+    comm: MPI.Comm,
+    out: Path,
+    threads: int,
+    directory: RunDirectory | None,
+) -> None:
+    """Refine one instance after the other; ``directory`` is the first rank's."""
     import torch
 
     from lsr_hpc.comm import agree, on_first
@@ -144,24 +200,26 @@ def _refine_all(job: Job, family: ProblemFamily, comm: MPI.Comm, out: Path, thre
     from lsr_hpc.predictor import RefinedPredictor
     from lsr_hpc.refine import refine
     from lsr_hpc.report_text import headline, instance_line, summary_lines
-    from lsr_hpc.run_directory import FinishedRun, write_run
+    from lsr_hpc.run_directory import FinishedRun
 
     started = time.perf_counter()
     if comm.rank == 0:
-        print(f"{job.name}: refining on {comm.size} MPI ranks x {threads} threads", flush=True)
+        say(f"{job.name}: refining on {comm.size} MPI ranks x {threads} threads")
     if family.n_instances > 1:
         # A line per instance tells enough.
         logging.getLogger("lsr_hpc.phases").setLevel(logging.WARNING)
     results: list[RefineResult] = []
     predictors: list[RefinedPredictor] = []
     for i in range(family.n_instances):
-        problem = agree(comm, lambda i=i: family.instance(i))  # type: ignore[misc]
+        problem = agree(comm, partial(family.instance, i))
+        on_first(comm, partial(_check_alike, problem, predictors))
         result = refine(problem, comm, settings=job.refine_settings)
         results.append(result)
+        on_first(comm, partial(_record, directory, i, result))
         if comm.rank == 0:
             if i == 0:
-                print(headline(job, result, family.n_instances), flush=True)
-            print(instance_line(i, result), flush=True)
+                say(headline(job, result, family.n_instances))
+            say(instance_line(i, result))
             predictors.append(
                 RefinedPredictor(problem.model, torch.from_numpy(result.delta), problem.model_spec)
             )
@@ -175,8 +233,31 @@ def _refine_all(job: Job, family: ProblemFamily, comm: MPI.Comm, out: Path, thre
         wall_s=time.perf_counter() - started,
         peak_rss_bytes=max(comm.allgather(peak_rss_bytes())),
     )
-    on_first(comm, lambda: write_run(out, run))
+    on_first(comm, partial(_finish, directory, run))
     if comm.rank == 0:
         for line in summary_lines(results, out, run.wall_s, run.peak_rss_bytes):
-            print(line, flush=True)
-    return int(ExitCode.DONE)
+            say(line)
+
+
+def _record(directory: RunDirectory | None, i: int, result: RefineResult) -> None:
+    if directory is not None:
+        directory.add(i, result)
+
+
+def _finish(directory: RunDirectory | None, run: FinishedRun) -> None:
+    if directory is not None:
+        directory.finish(run)
+
+
+def _check_alike(problem: Problem, predictors: list[RefinedPredictor]) -> None:
+    """Refuse an instance that cannot be stored with those before it; on the rank that holds predictors."""
+    from lsr_hpc.params import ParameterLayout
+
+    if not predictors:
+        return
+    first = predictors[0]
+    if ParameterLayout.of(problem.model) != first.layout or problem.model_spec != first.spec:
+        raise JobError(
+            f"{problem.name!r}: its network differs from that of instance 0 in parameters or model_spec; a "
+            "family shares one architecture: make two jobs"
+        )

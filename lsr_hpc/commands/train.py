@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
+import json
+import shlex
 from pathlib import Path
 
-from lsr_hpc.errors import ExitCode
-from lsr_hpc.job import load_job, training_task
+from lsr_hpc.build import training_task
+from lsr_hpc.console import say
+from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError
+from lsr_hpc.job import load_job
 from lsr_hpc.versions import versions
 
 __all__ = ["run"]
+
+_REPOSITORY = Path(__file__).parents[2]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -21,41 +26,76 @@ def run(options: argparse.Namespace) -> int:
 
     Returns:
         Exit code.
+
+    Raises:
+        JobError: If the job or the place of the weights is wrong; nothing is written then.
+        EnvironmentProblem: If the weights cannot be written.
     """
     import torch
 
+    from lsr_hpc.publish import publish_file
     from lsr_hpc.store import write_manifest, write_tensors
     from lsr_hpc.training import train
 
     job = load_job(options.job, options.overrides, options.preset)
+    out = _checked_out(options.out or Path("runs/weights") / f"{job.name}.safetensors")
     task, settings = training_task(job)
-    out: Path = options.out or Path("runs/weights") / f"{job.name}.safetensors"
-    out.parent.mkdir(parents=True, exist_ok=True)
     # One thread: a start is then the same on every machine of one kind.
     torch.set_num_threads(1)
-    print(f"training {job.name}: {settings.steps} steps of Adam, seed {settings.seed}", flush=True)
-    metrics = train(task, settings, lambda line: print(line, flush=True))
+    say(f"training {job.name}: {settings.steps} steps of Adam, seed {settings.seed}")
+    metrics = train(task, settings, say)
 
-    temporary = out.with_name(f".{out.name}.tmp")
-    digest = write_tensors(temporary, task.model.state_dict())
-    os.replace(temporary, out)
-    preset = f" --preset {options.preset}" if options.preset else ""
-    overrides = "".join(f" --set {o}" for o in options.overrides)
-    write_manifest(
-        out.with_suffix(".json"),
-        {
-            "file": out.name,
-            "sha256": digest,
-            "command": f"lsr-hpc train jobs/{options.job.name}{preset}{overrides}",
-            "seed": settings.seed,
-            "start_error": metrics["error"],
-            "loss": metrics["loss"],
-            "seconds": metrics["seconds"],
-            "versions": versions(with_solvers=False),
-        },
-    )
-    print(
-        f"error {metrics['error']:.3e}; weights in {out}\n"
-        f"refine them with: lsr-hpc refine {options.job} --set problem.weights='\"{out.resolve()}\"'"
-    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with publish_file(out.with_suffix(".json")) as record, publish_file(out) as weights:
+            digest = write_tensors(weights, task.model.state_dict())
+            write_manifest(
+                record,
+                {
+                    "file": out.name,
+                    "sha256": digest,
+                    "command": shlex.join(_words("train", _in_repository(options.job), options)),
+                    "seed": settings.seed,
+                    "start_error": metrics["error"],
+                    "loss": metrics["loss"],
+                    "seconds": metrics["seconds"],
+                    "versions": versions(with_solvers=False),
+                },
+            )
+    except OSError as error:
+        raise EnvironmentProblem(f"the weights cannot be written to {out}: {error}") from error
+    there = f"problem.weights={json.dumps(str(out), ensure_ascii=False)}"
+    again = shlex.join([*_words("refine", str(options.job), options), "--set", there])
+    say(f"error {metrics['error']:.3e}; weights in {out}\nrefine them with: {again}")
     return int(ExitCode.DONE)
+
+
+def _checked_out(place: Path) -> Path:
+    """Where the weights go, refused if a file that training did not make would be lost."""
+    from lsr_hpc.publish import check_file
+    from lsr_hpc.store import is_manifest
+
+    out = check_file(place, ".safetensors", "--out")
+    record = out.with_suffix(".json")
+    if (out.exists() or record.exists()) and not is_manifest(record):
+        raise JobError(
+            f"--out {place}: it or {record.name} beside it exists and was not made by `lsr-hpc train`; "
+            "name another file"
+        )
+    return out
+
+
+def _words(command: str, job: str, options: argparse.Namespace) -> list[str]:
+    """A command with the preset and overrides of this one."""
+    words = ["lsr-hpc", command, job]
+    if options.preset:
+        words += ["--preset", options.preset]
+    for override in options.overrides:
+        words += ["--set", override]
+    return words
+
+
+def _in_repository(job: Path) -> str:
+    """The path as it is given in the repository, where the records of the shipped weights are read."""
+    path = job.resolve()
+    return str(path.relative_to(_REPOSITORY) if path.is_relative_to(_REPOSITORY) else path)

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from lsr_hpc.errors import JobError
+
 __all__ = ["MLP"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -45,6 +47,21 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map inputs (n, widths[0]) to outputs (n, widths[-1])."""
+        """Map inputs to outputs.
+
+        Args:
+            x: Shape (n, widths[0]).
+
+        Returns:
+            Shape (n, widths[-1]).
+
+        Raises:
+            JobError: If the inputs have another width, which subtracting the mean could broadcast.
+        """
+        if x.shape[-1:] != self.mean.shape:
+            raise JobError(
+                f"inputs of shape {tuple(x.shape)}: this network takes {len(self.mean)} numbers per point, "
+                f"shape (n, {len(self.mean)})"
+            )
         out: Tensor = self.layers((x - self.mean) / self.std)
         return out

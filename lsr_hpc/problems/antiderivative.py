@@ -18,9 +18,9 @@ from torch import Tensor
 
 from lsr_hpc.autodiff import push_forward
 from lsr_hpc.derivatives import along
-from lsr_hpc.errors import JobError
 from lsr_hpc.models import BoundDeepONet, DeepONet
 from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ProblemFamily, ResidualBlock
+from lsr_hpc.problems.arguments import ArgumentError, check_range, check_seed, trained
 from lsr_hpc.problems.gaussian_process import InterpolatedProcess, SpectralProcess
 from lsr_hpc.sampling import uniform_rows
 from lsr_hpc.settings import TrainingSettings
@@ -33,6 +33,14 @@ PROCESSES = {"interpolated": InterpolatedProcess, "spectral": SpectralProcess}
 # Functions below this number are for training, those from here on for tests.
 FIRST_TEST_FUNCTION = 100_000
 _STREAM_ANCHOR = 31
+
+
+def _check_common(forcing: str, width: int, depth: int, seed: int) -> None:
+    if forcing not in PROCESSES:
+        raise ArgumentError("forcing", f"= {forcing!r}: use one of {', '.join(map(repr, PROCESSES))}")
+    check_range("width", width, 1, 100_000)
+    check_range("depth", depth, 1, 1000)
+    check_seed(seed)
 
 
 def _operator_arguments(width: int, depth: int) -> dict[str, Any]:
@@ -66,15 +74,16 @@ def build(
         The family of instances.
 
     Raises:
-        JobError: If ``anchor`` or ``forcing`` is none of these.
+        ArgumentError: If an argument is out of range, or the weights do not fit ``width`` and ``depth``.
     """
-    if forcing not in PROCESSES:
-        raise JobError(f"problem.args.forcing = {forcing!r}: use one of {sorted(PROCESSES)}")
+    _check_common(forcing, width, depth, seed)
+    check_range("rows", rows, 2, 10**6)
+    # All forcings are evaluated at once: 800 MB at most.
+    check_range("instances", instances, 1, 10**8 // rows)
     if anchor not in {"initial", "random"}:
-        raise JobError(f'problem.args.anchor = {anchor!r}: use "initial" or "random"')
+        raise ArgumentError("anchor", f"= {anchor!r}: use 'initial' or 'random'")
     arguments = _operator_arguments(width, depth)
-    operator = DeepONet(**arguments)
-    operator.load_state_dict(weights)
+    operator = trained(lambda: DeepONet(**arguments), weights, f"width = {width}, depth = {depth}")
     process = PROCESSES[forcing](range(FIRST_TEST_FUNCTION, FIRST_TEST_FUNCTION + instances), seed)
     y = np.linspace(0.0, 1.0, rows)
     y_eval = np.linspace(0.0, 1.0, 100)
@@ -140,7 +149,14 @@ def training_task(
 
     Returns:
         The task.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
     """
+    _check_common(forcing, width, depth, seed)
+    check_range("functions", functions, 1, FIRST_TEST_FUNCTION // 2)
+    check_range("test_functions", test_functions, 1, FIRST_TEST_FUNCTION // 2)
+    check_range("batch_size", settings.batch_size, 1, functions)
     torch.manual_seed(settings.seed)
     model = DeepONet(**_operator_arguments(width, depth))
     h = torch.from_numpy(PROCESSES[forcing](range(functions), seed).at(SENSORS)).float()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lsr_hpc.models import MLP
 from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ResidualBlock
+from lsr_hpc.problems.arguments import check_range, check_seed, trained
 from lsr_hpc.sampling import uniform_rows
 from lsr_hpc.settings import TrainingSettings
 from lsr_hpc.training import TrainingTask
@@ -18,6 +19,15 @@ from lsr_hpc.training import TrainingTask
 __all__ = ["build", "training_task"]
 
 _STREAM_POINTS = 21
+
+
+def _check_common(k: int, width: int, depth: int, stretch: float, points: int, seed: int) -> None:
+    check_range("k", k, 1, 10**6)
+    check_range("width", width, 1, 100_000)
+    check_range("depth", depth, 1, 1000)
+    check_range("stretch", stretch, 1e-6, 1e6)
+    check_range("points", points, 2, 10**7)
+    check_seed(seed)
 
 
 def _target(x: Tensor, k: int) -> Tensor:
@@ -62,10 +72,14 @@ def build(
 
     Returns:
         The problem.
+
+    Raises:
+        ArgumentError: If an argument is out of range, or the weights do not fit the network.
     """
+    _check_common(k, width, depth, stretch, points, seed)
     spec = _model_spec(width, depth, stretch)
-    model = MLP(**spec.arguments)
-    model.load_state_dict(weights)
+    sizes = f"width = {width}, depth = {depth}"
+    model = trained(lambda: MLP(**spec.arguments), weights, sizes)
     x, grid = _points(points, seed), _grid()
 
     def misfit(u: Field, x: Tensor, target: Tensor) -> Tensor:
@@ -105,10 +119,17 @@ def training_task(
 
     Returns:
         The task.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
     """
+    _check_common(k, width, depth, stretch, points, seed)
+    check_range("held_out", held_out, 0.0, 0.99)
+    n_training = round(points * (1 - held_out))
+    check_range("batch_size", settings.batch_size, 1, n_training)
     torch.manual_seed(settings.seed)
     model = MLP(**_model_spec(width, depth, stretch).arguments)
-    x = _points(points, seed)[: round(points * (1 - held_out))].float()
+    x = _points(points, seed)[:n_training].float()
     y, grid = _target(x, k), _grid().float()
     reference = _target(grid, k)
 

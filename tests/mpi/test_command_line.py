@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 import tomllib
 from itertools import pairwise
@@ -71,7 +73,8 @@ def test_run_directory_is_complete_and_its_job_file_reads_back(run_directory):
 
 
 def test_predictor_of_the_run_reaches_the_reported_error(run_directory, tmp_path):
-    from lsr_hpc.job import build_problem, load_job
+    from lsr_hpc.build import build_problem
+    from lsr_hpc.job import load_job
 
     reference = build_problem(load_job(run_directory / "job.toml")).instance(1).evaluation
     np.save(tmp_path / "x.npy", reference.inputs[0].numpy())
@@ -168,14 +171,22 @@ BAD = {
     "missing weights": (["refine", JOB, "--set", "problem.weights=none.safetensors"], "does not exist"),
     "preset": (["refine", JOB, "--preset", "huge"], "has no preset 'huge'; it has: small"),
     "override syntax": (["refine", JOB, "--set", "rank"], "section.key=value"),
+    "name": (["refine", JOB, "--set", "name=../esc"], "name = '../esc'"),
+    "no instance": (["refine", JOB, "--set", "problem.args.instances=0"], "problem.args.instances = 0"),
+    "other width": (
+        ["refine", JOB, "--set", "problem.args.width=51"],
+        "antiderivative.safetensors': 20 of its tensors do not fit width = 51, depth = 5",
+    ),
+    "petsc type": (["refine", JOB], "Unknown SVD type given: nonsense", "-lsr_svd_type", "nonsense"),
+    "petsc prefix": (["refine", JOB], "write -lsr_svd_type", "-svd_type", "cross"),
     "no cuda": (["refine", JOB, "--set", "compute.device=cuda"], "sees no GPU"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", list(BAD))
 def test_wrong_input_gives_one_message_and_writes_nothing(case, tmp_path):
-    words, expected = BAD[case]
-    done = serial(*words, "--out", tmp_path / "run")
+    words, expected, *petsc = BAD[case]
+    done = serial(*words, "--out", tmp_path / "run", *(["--", *petsc] if petsc else []))
     assert done.returncode == (76 if case == "no cuda" else 2), done.stderr
     assert expected in done.stderr
     assert done.stderr.count("lsr-hpc:") == 1
@@ -278,6 +289,157 @@ def build(width: int) -> Problem:
 """
 
 
+OWN_FAMILY = """
+import os
+import sys
+import torch
+from lsr_hpc import Problem, ProblemFamily, ResidualBlock
+
+class Scaled(torch.nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        torch.manual_seed(0)
+        # A factor that no parameter and no buffer holds: it lives in instance(i).model alone.
+        self.scale = scale
+        self.net = torch.nn.Sequential(torch.nn.Linear(1, 9), torch.nn.Tanh(), torch.nn.Linear(9, 1))
+
+    def forward(self, x):
+        return self.scale * self.net(x)
+
+def instance(i):
+    x = torch.linspace(0, 1, 80)[:, None]
+    y = (1 + i) * x.double().exp()
+    block = ResidualBlock(name="fit", residual=lambda u, x, y: u(x) - y, points=x, data=(y,))
+    return Problem(name=f"mine {i}", model=Scaled(1.0 + i), blocks=[block])
+
+def build():
+    return ProblemFamily(name="mine", n_instances=3, instance=instance)
+
+def fails_later():
+    return ProblemFamily(name="mine", n_instances=3, instance=lambda i: instance(i) if i < 1 else 1 / 0)
+
+def exits_on_one_rank():
+    if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        sys.exit(0)
+    return build()
+
+def is_killed():
+    def deadly(i):
+        if i == 2:
+            os.kill(os.getpid(), 9)
+        return instance(i)
+    return ProblemFamily(name="mine", n_instances=3, instance=deadly)
+"""
+
+
+@pytest.fixture
+def own_job(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN_FAMILY)
+    job = tmp_path / "job.toml"
+    job.write_text('[problem]\nfunction = "mine.py:build"\n[subspace]\nrank = 12\n')
+    return job
+
+
+def test_each_instance_of_an_own_family_is_predicted_with_its_own_network(own_job, lsr, tmp_path):
+    done = lsr(2, "refine", own_job, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    x = np.linspace(0, 1, 7)
+    np.save(tmp_path / "x.npy", x)
+    words = ["predict", tmp_path / "run", "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy"]
+    assert serial(*words).returncode == 0
+    y = np.load(tmp_path / "y.npy")
+    np.testing.assert_allclose(y[:, :, 0], np.outer([1, 2, 3], np.exp(x)), atol=1e-4)
+    assert serial(*words, "--instance", 2).returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), y[2])
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("fails_later", "instance(1) of its family failed at"),
+        ("exits_on_one_rank", "MPI rank 1: "),
+        ("nowhere", "its functions: build, exits_on_one_rank, fails_later, instance, is_killed"),
+    ],
+)
+def test_failing_function_ends_all_ranks_with_one_message(function, expected, own_job, lsr, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    done = lsr(2, "refine", own_job, "--set", f"problem=mine.py:{function}", "--out", tmp_path / "a" / "run")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("lsr-hpc:") == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p for p in sorted(tmp_path.iterdir()) if p.name != "__pycache__"] == before
+
+
+def test_killed_run_leaves_its_finished_instances_and_the_next_run_tells(own_job, lsr, tmp_path):
+    done = lsr(2, "refine", own_job, "--set", "problem=mine.py:is_killed", "--out", tmp_path / "run")
+    assert done.returncode not in {0, 2}
+    (left,) = tmp_path.glob(".run.running-*")
+    events = [json.loads(line) for line in (left / "metrics.jsonl").read_text().splitlines()]
+    assert [e["instance"] for e in events] == [0, 1]
+    assert not (tmp_path / "run").exists()
+
+    done = lsr(1, "refine", own_job, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert f"note: {left} is of a run that was killed" in done.stdout
+    assert left.exists()
+
+
+def test_petsc_option_that_nothing_asks_for_is_named(own_job, lsr, tmp_path):
+    done = lsr(2, "refine", own_job, "--set", "problem=mine.py:instance", "--set", "problem.args.i=0",
+               "--out", tmp_path / "run", "--", "-lsr_svd_tpye", "trlanczos", "-lsr_svd_max_it", "50",
+               "-lsr_ksp_max_it", "3")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("-lsr_svd_tpye, -lsr_ksp_max_it: misspelt") == 1
+
+
+def test_wrong_points_and_places_of_predict_leave_everything_as_it_was(run_directory, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((5, 2)))
+    np.save(tmp_path / "good.npy", np.ones(5))
+    (tmp_path / "dir.npy").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for x, y, more, expected in [
+        ("x.npy", "y.npy", [], "points of shape (5, 2) do not fit the network"),
+        ("x.npy", "y.npy", ["--instance", 1], "this network takes 1 numbers per point"),
+        ("good.npy", "dir.npy", [], "is there and no file"),
+        ("good.npy", "good.npy", [], "is the input"),
+        ("good.npy", "y.npy", ["--instance", 2], "holds 2 (0 to 1)"),
+    ]:
+        words = ["--input", tmp_path / x, "--output", tmp_path / y, *more]
+        done = serial("predict", run_directory, *words)
+        assert done.returncode == 2, done.stderr
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_damaged_and_foreign_predictors_are_refused_in_words(run_directory, tmp_path):
+    from lsr_hpc.store import read_manifest, write_manifest
+
+    run = tmp_path / "run"
+    shutil.copytree(run_directory, run)
+    np.save(tmp_path / "x.npy", np.ones(5))
+    manifest = run / "predictor" / "predictor.json"
+    good = read_manifest(manifest)
+
+    def refusal() -> str:
+        words = ["--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy"]
+        done = serial("predict", run, *words)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    manifest.write_text('{"model": "something else"}')
+    assert "not a file of lsr_hpc" in refusal()
+    write_manifest(manifest, {"schema": 99})
+    assert "schema 99" in refusal()
+    write_manifest(manifest, {"schema": 1})
+    assert "has no usable 'architecture'" in refusal()
+    write_manifest(manifest, good)
+    (run / "predictor" / "instance-00001.safetensors").unlink()
+    assert "restore it" in refusal()
+
+
 @pytest.mark.parametrize(
     "words", [["--help"], ["refine", "--help"], ["predict", "--help"], ["train", "--help"], ["problems"]]
 )
@@ -288,8 +450,8 @@ def test_help_works_everywhere(words):
 
 
 def test_training_makes_weights_that_refine(tmp_path):
-    words = ["--preset", "small", "--set", "train.steps=300", "--out", str(tmp_path / "w.safetensors")]
-    done = serial("train", "jobs/function_fit.toml", *words)
+    words = ["--preset", "small", "--set", "train.steps=300", "--set", 'train.schedule = "exponential"']
+    done = serial("train", "jobs/function_fit.toml", *words, "--out", tmp_path / "w.safetensors")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "w.json").read_text())
     assert record["seed"] == 0
@@ -300,3 +462,45 @@ def test_training_makes_weights_that_refine(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["error"]["before"] == pytest.approx(record["start_error"], rel=1e-3)
+    again = shlex.split(record["command"])
+    assert again[:3] == ["lsr-hpc", "train", "jobs/function_fit.toml"]
+    assert serial(*again[1:], "--out", tmp_path / "again.safetensors").returncode == 0
+    assert json.loads((tmp_path / "again.json").read_text())["sha256"] == record["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "expected"),
+    [
+        (["train.args.held_out=1.0"], "w.safetensors", "train.args.held_out = 1.0"),
+        (["train.batch_size=4001"], "w.safetensors", "train.batch_size = 4001: must be from 1 to 4000"),
+        (["problem.args.points=0"], "w.safetensors", "problem.args.points = 0"),
+        ([], ".", "is there and no file"),
+        ([], "w/d.json", "ends in .safetensors"),
+        ([], "mine.safetensors", "was not made by `lsr-hpc train`"),
+    ],
+)
+def test_training_that_cannot_be_is_refused_before_it_starts(words, out, expected, tmp_path):
+    (tmp_path / "mine.safetensors").write_text("precious")
+    overrides = [w for o in words for w in ("--set", o)]
+    done = serial("train", "jobs/function_fit.toml", "--preset", "small", *overrides, "--out", tmp_path / out)
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.safetensors"]
+    assert (tmp_path / "mine.safetensors").read_text() == "precious"
+
+
+@pytest.mark.parametrize("sink", ["/dev/full", "a closed pipe"])
+def test_run_whose_output_nobody_takes_is_finished_all_the_same(sink, own_job, tmp_path):
+    output = open(sink, "w") if sink == "/dev/full" else subprocess.PIPE
+    words = ["refine", own_job, "--out", tmp_path / "run"]
+    with subprocess.Popen(
+        [LSR_HPC, *words], env=mpi_environment(), stdout=output, stderr=subprocess.PIPE, text=True
+    ) as process:
+        if sink == "/dev/full":
+            output.close()
+        else:
+            process.stdout.close()
+        assert "standard output is lost" in process.stderr.read()
+    assert process.returncode == 0
+    assert (tmp_path / "run" / "result.json").exists()
