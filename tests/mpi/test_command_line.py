@@ -387,6 +387,7 @@ def test_killed_run_leaves_its_finished_instances_and_the_next_run_tells(own_job
 
 def test_petsc_option_that_nothing_asks_for_is_named(own_job, lsr, tmp_path):
     done = lsr(2, "refine", own_job, "--set", "problem=mine.py:instance", "--set", "problem.args.i=0",
+               "--set", "subspace.basis=svd",
                "--out", tmp_path / "run", "--", "-lsr_svd_tpye", "trlanczos", "-lsr_svd_max_it", "50",
                "-lsr_ksp_max_it", "3")  # fmt: skip
     assert done.returncode == 0, done.stderr
