@@ -120,7 +120,9 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
 
     torch.set_num_threads(threads)
     agree(comm, lambda: _start_petsc(options.petsc_options))
-    logging.getLogger("lsr_hpc").setLevel(logging.ERROR if comm.rank else logging.INFO)
+    logger = logging.getLogger("lsr_hpc")
+    logger.setLevel(logging.ERROR if comm.rank else logging.INFO)
+    logger.addFilter(_FirstTime())
     family = agree(comm, lambda: build_problem(job))
     if options.dry_run:
         from lsr_hpc.commands.dry_run import print_plan
@@ -138,6 +140,21 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
         raise
     _warn_unused(options.petsc_options, comm)
     return int(ExitCode.DONE)
+
+
+class _FirstTime(logging.Filter):
+    """Lets a warning pass once, however many instances give cause for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        is_new = record.getMessage() not in self._seen
+        self._seen.add(record.getMessage())
+        return is_new
 
 
 def _check_before_work(options: argparse.Namespace, out: Path) -> None:
