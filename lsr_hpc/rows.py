@@ -23,7 +23,16 @@ from lsr_hpc.jacobian.probe import BlockProbe
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.sampling import held_out_mask
 
-__all__ = ["LocalRows", "RowSet", "Segment", "local_rows", "partition", "points_at_once", "split_rows"]
+__all__ = [
+    "LocalRows",
+    "RowSet",
+    "Segment",
+    "even_tiles",
+    "local_rows",
+    "partition",
+    "points_at_once",
+    "split_rows",
+]
 
 # A block smaller than this pins the solution down (a boundary value, one measurement): never held out.
 SMALLEST_SPLIT_BLOCK = 20
@@ -160,6 +169,20 @@ def points_at_once(numbers_per_point: int) -> int:
         Between 1 and 4096.
     """
     return max(1, min(4096, 2**22 // numbers_per_point))
+
+
+def even_tiles(n: int, size: int) -> list[slice]:
+    """Nearly equal slices of [0, n).
+
+    Args:
+        n: Length, may be 0.
+        size: Longest slice allowed, at least 1.
+
+    Returns:
+        The slices in order; none of them is empty.
+    """
+    pieces = -(-n // size) if n else 0
+    return [slice(i * n // pieces, (i + 1) * n // pieces) for i in range(pieces)]
 
 
 def split_rows(
