@@ -16,7 +16,7 @@ follows from its own derivative by the chain rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,37 +24,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from lsr_hpc.functional import FunctionalModel
+from lsr_hpc.jacobian.linear_calls import LinearCalls, Product, SharedLayers
 from lsr_hpc.problem import ResidualBlock
 
-__all__ = ["Product", "Recording", "record", "shared_outputs", "survey"]
-
-
-@dataclass(frozen=True)
-class Product:
-    """One product with a weight: ``a W^T``, or ``a W`` in reverse-mode input derivatives.
-
-    Attributes:
-        layer: Number of the call of ``linear`` that it belongs to, in order of evaluation.
-        weight: Name of the weight.
-        bias: Name of the trainable bias added to it, or None.
-        transposed: Whether it is ``a W``.
-        primal: False for the tangents and cotangents that pass through the layer.
-        per_point: Whether a point enters it.
-    """
-
-    layer: int
-    weight: str
-    bias: str | None
-    transposed: bool = False
-    primal: bool = True
-    per_point: bool = False
-
-    def passed_on(self, reverse: bool = False) -> Product:
-        """The product that a tangent, or in reverse a cotangent, of this one passes through."""
-        return Product(self.layer, self.weight, None, self.transposed != reverse, primal=False)
+__all__ = ["Recording", "record", "survey"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +40,7 @@ class Recording:
         products: Products on which the residual depends directly.
         inputs: Their ``a``, each (n, S, in); None for a shared product.
         gradients: Their ``D``, each (n, C, S, out), ``out`` being the width of the result; for a shared
-            product the direct dependence alone, not that through later shared products.
+            product the direct dependence alone, not that through further shared products.
         explicit: ``df/dp`` of parameters that act on their own, each (n, C, numel).
     """
 
@@ -75,52 +50,15 @@ class Recording:
     explicit: dict[str, Tensor]
 
 
-class _LinearCalls(TorchFunctionMode):
-    """Numbers the calls of ``linear`` with a bound parameter as weight and hands them to :meth:`linear`.
-
-    Args:
-        tensors: The parameters as they are bound, recognised by identity.
-    """
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        super().__init__()
-        self._names = {id(tensor): name for name, tensor in tensors.items()}
-        self._calls = 0
-
-    def name(self, tensor: Any) -> str | None:
-        return self._names.get(id(tensor))
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.linear:
-            a, weight, bias = _linear_arguments(*args, **kwargs)
-            name = self.name(weight)
-            if name is not None and weight.dim() == 2:
-                self._calls += 1
-                return self.linear(Product(self._calls - 1, name, self.name(bias)), a, weight, bias)
-        return self.other(func, args, kwargs)
-
-    def linear(self, product: Product, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return func(*args, **kwargs)
-
-
-def _linear_arguments(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    return input, weight, bias
-
-
 @dataclass
 class _Tape:
     """Products at the base level, where all derivative levels of the residual have been resolved."""
 
+    shared: SharedLayers
+
     products: list[Product] = field(default_factory=list)
     inputs: list[Tensor | None] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
-    shared: frozenset[int] = frozenset()
     # One number of each point, under vmap; with it as an argument every product is one per point.
     point: Tensor | None = None
     is_open: bool = True
@@ -140,9 +78,9 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, weight: Tensor, point: Tensor | None, product: Product, tape: _Tape) -> Tensor:
-        if product.layer in tape.shared and product.primal:
-            # All points hold the same row: compute it once, but as one result per point, so that the
-            # reverse pass gives each point's direct dependence on it.
+        if product.layer in tape.shared.outputs:
+            # All points hold the same row: compute it once, but give one result per point, so that the
+            # reverse pass finds each point's direct dependence on it.
             z = _times(a[0], weight.mT).expand(len(a), *a.shape[1:-1], -1)
             tape.inputs.append(None)
         else:
@@ -173,7 +111,7 @@ class _Recorded(torch.autograd.Function):
             # An input derivative taken in reverse mode inside the residual.
             product = product.passed_on(reverse=True)
             gradient = _Recorded.apply(z_cotangent, weight, tape.point, product, tape)  # type: ignore[no-untyped-call]
-        elif product.layer in tape.shared and product.primal:
+        elif product.layer in tape.shared.outputs:
             gradient = None
         else:
             gradient = _times(z_cotangent, weight.mT if product.transposed else weight)
@@ -193,7 +131,7 @@ class _Recorded(torch.autograd.Function):
         return _Recorded.apply(rows, weight, point, replace(product, per_point=True), tape), 0  # type: ignore[no-untyped-call]
 
 
-class _Recorder(_LinearCalls):
+class _Recorder(LinearCalls):
     """Routes linear layers through :class:`_Recorded` and notes what else parameters are used for."""
 
     def __init__(self, tensors: dict[str, Tensor], tape: _Tape) -> None:
@@ -201,12 +139,14 @@ class _Recorder(_LinearCalls):
         self.tape = tape
         self.other_uses: dict[str, str] = {}
 
-    def linear(self, product: Product, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _linear(self, product: Product, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         self._note(functional.linear, [a])
+        if product.layer in self.tape.shared.inside:
+            return functional.linear(a, weight, bias)
         z: Tensor = _Recorded.apply(a, weight, self.tape.point, product, self.tape)  # type: ignore[no-untyped-call]
         return z if bias is None else z + bias
 
-    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _other(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
         if any(isinstance(item, Tensor) for item in _items(result)):
             self._note(func, (*args, *kwargs.values()))
@@ -214,7 +154,7 @@ class _Recorder(_LinearCalls):
 
     def _note(self, func: Any, arguments: Iterable[Any]) -> None:
         for item in _items(arguments):
-            name = self.name(item)
+            name = self._name(item)
             if name is not None:
                 self.other_uses.setdefault(name, _readable(func))
 
@@ -248,10 +188,10 @@ def survey(
         explicit: Names of parameters that are not looked at.
 
     Returns:
-        Its products, and the parameters that are used otherwise with the name of a function that does.
+        Its products, and the parameters that are used otherwise, with the name of a function that does.
     """
     leaves = _leaves(model, explicit)
-    recorder = _Recorder(leaves, _Tape())
+    recorder = _Recorder(leaves, _Tape(SharedLayers((), ())))
     others = {name: model.theta0_tensors[name] for name in explicit}
     _evaluate(block, model, tensors, recorder, {**leaves, **others}, {})
     return recorder.tape.products, recorder.other_uses
@@ -262,7 +202,7 @@ def record(
     model: FunctionalModel,
     tensors: tuple[Tensor, ...],
     *,
-    shared: frozenset[int],
+    shared: SharedLayers,
     explicit: frozenset[str],
 ) -> Recording:
     """Evaluate a residual and take its gradients with respect to every product.
@@ -271,7 +211,7 @@ def record(
         block: The block.
         model: The network.
         tensors: Points and data of the tile.
-        shared: Numbers of the layers that no point enters.
+        shared: Layers that no point enters.
         explicit: Names of parameters that are used otherwise.
 
     Returns:
@@ -285,11 +225,13 @@ def record(
         for name, t in model.theta0_tensors.items()
         if name in explicit
     }
-    tape = _Tape(shared=shared)
+    tape = _Tape(shared)
     values = _evaluate(block, model, tensors, _Recorder(leaves, tape), leaves, own, every_point=True)
     tape.is_open = False
     gradients = _per_component(values, [*tape.outputs, *own.values()])
     m = len(tape.outputs)
+    # Outputs hold the graph, whose nodes hold the tape: without this cut the graph waits for the collector.
+    tape.outputs.clear()
     kept = [i for i in range(m) if gradients[i] is not None]
     return Recording(
         products=tuple(tape.products[i] for i in kept),
@@ -357,48 +299,3 @@ def _per_component(values: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
 def _with_positions(values: Tensor, leading: int) -> Tensor:
     """Merge all axes between the leading ones and the last into one axis of positions."""
     return values.reshape(*values.shape[:leading], -1, values.shape[-1])
-
-
-class _Collector(_LinearCalls):
-    """Keeps the outputs of some linear layers."""
-
-    def __init__(self, tensors: dict[str, Tensor], layers: tuple[int, ...]) -> None:
-        super().__init__(tensors)
-        self._layers = layers
-        self.outputs: list[Tensor] = []
-
-    def linear(self, product: Product, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        z = functional.linear(a, weight, bias)
-        if product.layer in self._layers:
-            self.outputs.append(z.reshape(-1))
-        return z
-
-
-def shared_outputs(
-    block: ResidualBlock,
-    model: FunctionalModel,
-    point: tuple[Tensor, ...],
-    *,
-    layers: tuple[int, ...],
-    explicit: frozenset[str],
-) -> Callable[[dict[str, Tensor]], Tensor]:
-    """The outputs of shared layers as a function of the parameters.
-
-    Args:
-        block: The block.
-        model: The network.
-        point: Any one point with its data; the outputs do not depend on it.
-        layers: Numbers of the layers, ascending.
-        explicit: Parameters used otherwise, as in :func:`record`.
-
-    Returns:
-        Function of all named parameters, for ``torch.func``; its value is one vector.
-    """
-
-    def outputs(tensors: dict[str, Tensor]) -> Tensor:
-        collector = _Collector({n: t for n, t in tensors.items() if n not in explicit}, layers)
-        with collector:
-            block.residual(model.field_of_tensors(tensors), *point)
-        return torch.cat(collector.outputs)
-
-    return outputs
