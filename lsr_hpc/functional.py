@@ -100,6 +100,19 @@ class FunctionalModel:
 
         return field
 
+    def layer_of(self, parameter: str) -> str:
+        """Words for the layer that a parameter belongs to.
+
+        Args:
+            parameter: Name of the parameter.
+
+        Returns:
+            Such as ``"layer 'branch.0', a Linear"``, or ``"of the network itself"``.
+        """
+        layer = parameter.rpartition(".")[0]
+        kind = type(self._module.get_submodule(layer)).__name__
+        return f"layer {layer!r}, a {kind}" if layer else f"of the network itself, a {kind}"
+
     @property
     def theta0_tensors(self) -> dict[str, Tensor]:
         """The trained state as named tensors (views of ``theta0``)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -46,6 +47,12 @@ class ParameterLayout:
     def size(self) -> int:
         """Number of unknowns P."""
         return sum(prod(s) for s in self.shapes)
+
+    @property
+    def ranges(self) -> dict[str, slice]:
+        """Where each parameter lies in the flat vector."""
+        ends = list(accumulate(prod(s) for s in self.shapes))
+        return {n: slice(e - prod(s), e) for n, s, e in zip(self.names, self.shapes, ends, strict=True)}
 
     def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
         """Stack tensors into flat vectors.

@@ -28,6 +28,7 @@ __all__ = [
     "LocalRows",
     "RowSet",
     "Segment",
+    "even_tiles",
     "local_rows",
     "partition",
     "points_at_once",
@@ -177,6 +178,20 @@ def points_at_once(numbers_per_point: int) -> int:
         Between 1 and 4096.
     """
     return max(1, min(4096, 2**22 // numbers_per_point))
+
+
+def even_tiles(n: int, size: int) -> list[slice]:
+    """Nearly equal slices of [0, n).
+
+    Args:
+        n: Length, may be 0.
+        size: Longest slice allowed, at least 1.
+
+    Returns:
+        The slices in order; none of them is empty.
+    """
+    pieces = -(-n // size) if n else 0
+    return [slice(i * n // pieces, (i + 1) * n // pieces) for i in range(pieces)]
 
 
 def split_rows(

@@ -1,7 +1,7 @@
 """Explicit Jacobian: this rank's rows of J held as a matrix on the device, multiplied by gemm.
 
-Worth its memory for few residual components and many columns: set-up costs 1 + 2C forward passes at the rate of
-automatic differentiation, each column after that 2 P flops per row at the rate of a matrix product.
+Worth its memory for few residual components and many columns: set-up costs 1 + 2C forward passes at the rate
+of automatic differentiation, each column after that 2 P flops per row at the rate of a matrix product.
 """
 
 # Legend: n points of a tile, C residual components per point, b columns.

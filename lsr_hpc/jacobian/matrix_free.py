@@ -16,7 +16,7 @@ from torch.func import vmap
 
 from lsr_hpc.autodiff import pull_back, push_forward
 from lsr_hpc.functional import FunctionalModel
-from lsr_hpc.rows import LocalRows, Segment
+from lsr_hpc.rows import LocalRows, Segment, even_tiles
 
 __all__ = ["MatrixFreeJacobian"]
 
@@ -62,11 +62,11 @@ class MatrixFreeJacobian:
         """
         out = torch.empty(v.shape[0], self.n_rows, dtype=torch.float64, device=self._model.device)
         with torch.no_grad():
-            for columns in _tiles(v.shape[0], self._columns_per_tile):
+            for columns in even_tiles(v.shape[0], self._columns_per_tile):
                 tangents = self._model.layout.unflatten(v[columns].to(self._model.device))
                 row = 0
                 for segment in self._rows.segments:
-                    for points in _tiles(segment.n_points, self._points_per_tile(segment, len(v))):
+                    for points in even_tiles(segment.n_points, self._points_per_tile(segment, len(v))):
                         push = partial(self._push, self._residual_of_parameters(segment, points))
                         block = vmap(push)(tangents)
                         out[columns, row : row + block.shape[1]] = block
@@ -85,11 +85,11 @@ class MatrixFreeJacobian:
         out = torch.zeros(u.shape[0], self.n_parameters, dtype=torch.float64, device=self._model.device)
         row = 0
         for segment in self._rows.segments:
-            for points in _tiles(segment.n_points, self._points_per_tile(segment, len(u))):
+            for points in even_tiles(segment.n_points, self._points_per_tile(segment, len(u))):
                 value, pull = pull_back(
                     self._residual_of_parameters(segment, points), self._model.theta0_tensors
                 )
-                for columns in _tiles(u.shape[0], self._columns_per_tile):
+                for columns in even_tiles(u.shape[0], self._columns_per_tile):
                     cotangents = u[columns, row : row + len(value)].to(self._model.device)
                     out[columns] += self._model.layout.flatten(vmap(pull)(cotangents))
                 row += len(value)
@@ -105,9 +105,3 @@ class MatrixFreeJacobian:
     def _points_per_tile(self, segment: Segment, columns: int) -> int:
         bytes_per_point = 8 * segment.probe.numbers_per_point * min(columns, self._columns_per_tile)
         return max(1, self._tile_bytes // bytes_per_point)
-
-
-def _tiles(n: int, size: int) -> list[slice]:
-    """Nearly equal slices of [0, n), none longer than ``size``."""
-    pieces = -(-n // size) if n else 0
-    return [slice(i * n // pieces, (i + 1) * n // pieces) for i in range(pieces)]

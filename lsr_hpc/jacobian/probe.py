@@ -22,7 +22,7 @@ from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.problem import ResidualBlock
 
-__all__ = ["BlockProbe", "probe_block"]
+__all__ = ["BlockProbe", "LiveNumbers", "probe_block"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,13 @@ class BlockProbe:
     touched: Tensor
 
 
-class _LiveNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tracks the elements of operation outputs that are alive, and their largest sum."""
+class LiveNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tracks the elements of operation outputs that are alive, and their largest sum.
+
+    Attributes:
+        live: Elements alive now.
+        peak: Their largest number so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -160,7 +165,7 @@ def _count(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor, 
     """Matrix-product flops and largest number of live temporaries of one Jacobian-vector product."""
     tangent = model.layout.unflatten(torch.ones_like(model.theta0))
     flop_counter = FlopCounterMode(display=False)
-    live = _LiveNumbers()
+    live = LiveNumbers()
     try:
         with torch.no_grad(), flop_counter, live:
             push_forward(

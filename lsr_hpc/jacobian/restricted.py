@@ -47,8 +47,10 @@ def choose_parameters(layout: ParameterLayout, names: Sequence[str], fraction: f
                 f"{', '.join(layout.names)}"
             )
     free = torch.cat([
-        torch.full((size,), not names or any(fnmatchcase(name, pattern) for pattern in names))
-        for name, size in zip(layout.names, layout.sizes, strict=True)
+        torch.full(
+            (where.stop - where.start,), not names or any(fnmatchcase(name, pattern) for pattern in names)
+        )
+        for name, where in layout.ranges.items()
     ])
     if fraction < 1.0:
         draws = uniform_rows(seed, _STREAM_PARAMETERS, 0, layout.size, 1)[:, 0]
