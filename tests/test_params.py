@@ -55,6 +55,15 @@ def test_unflatten_and_flatten_are_inverse_for_blocks(batch: tuple[int, ...]) ->
     assert torch.equal(layout.flatten(tensors), flat)
 
 
+def test_ranges_cut_the_flat_vector_into_the_parameters() -> None:
+    layout = ParameterLayout.of(Odd())
+    flat = torch.randn(layout.size)
+    tensors = layout.unflatten(flat)
+
+    assert list(layout.ranges) == list(layout.names)
+    assert all(torch.equal(flat[r], tensors[name].reshape(-1)) for name, r in layout.ranges.items())
+
+
 def test_each_vector_of_a_block_is_unflattened_as_if_alone() -> None:
     layout = ParameterLayout.of(Odd())
     flat = torch.randn(4, layout.size)

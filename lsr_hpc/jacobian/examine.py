@@ -7,6 +7,7 @@ that was not seen leads to a refusal in words, never to a wrong Jacobian.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from lsr_hpc.jacobian.recording import record, survey
 from lsr_hpc.problem import ResidualBlock
 from lsr_hpc.rows import LocalRows, Segment
 
-__all__ = ["NotFactored", "examine_block"]
+__all__ = ["NotFactored", "examine_block", "examine_blocks"]
 
 _PROBE_POINTS = 6
 # Factored products agree with automatic differentiation to rounding, or something was not recorded.
@@ -44,6 +45,28 @@ class NotFactored:
     reason: str
 
 
+def examine_blocks(
+    blocks: Sequence[ResidualBlock], probes: Sequence[BlockProbe], model: FunctionalModel
+) -> dict[str, BlockStructure] | NotFactored:
+    """Examine all blocks of a problem, up to the first that has no factored form.
+
+    Args:
+        blocks: Residual blocks.
+        probes: What :func:`lsr_hpc.jacobian.probe.probe_block` found for each.
+        model: The network.
+
+    Returns:
+        The structures by name of the block, or why there are none. The same on every rank; no communication.
+    """
+    structures = {}
+    for block, probe in zip(blocks, probes, strict=True):
+        structure = examine_block(block, probe, model)
+        if isinstance(structure, NotFactored):
+            return structure
+        structures[block.name] = structure
+    return structures
+
+
 def examine_block(
     block: ResidualBlock, probe: BlockProbe, model: FunctionalModel
 ) -> BlockStructure | NotFactored:
@@ -55,7 +78,7 @@ def examine_block(
         model: The network.
 
     Returns:
-        The structure, or why there is none. The same on every rank; no communication takes place.
+        The structure, or why there is none. The same on every rank; no communication.
     """
     indices = np.linspace(0, block.n_points - 1, _PROBE_POINTS).astype(np.int64)
     tensors = tuple(t.to(model.device) for t in block.take(indices))

@@ -42,7 +42,7 @@ class BlockStructure:
         shared: Layers that no point enters.
         shared_parameters: Parameters on which their outputs depend.
         products: Products with weights on which the residual depends, in order.
-        numbers_per_point: Numbers held per point once recorded.
+        numbers_per_point: Float64 numbers held per point once recorded.
         recording_numbers_per_point: Numbers alive per point while a tile is recorded.
         flops_per_point: Flops of a product, per point and column.
     """
@@ -112,7 +112,7 @@ class FactoredJacobian:
         Raises:
             JobError: If a residual uses other layers than on the probed points.
         """
-        v = v.to(self._model.device)
+        v = v.to(self._model.device).contiguous()
         out = torch.empty(v.shape[0], self.n_rows, dtype=torch.float64, device=self._model.device)
         if v.shape[0] == 0:
             return out

@@ -24,12 +24,15 @@ from lsr_hpc.rows import even_tiles
 
 __all__ = ["OuterProducts", "TileFactors"]
 
-# Intermediate numbers of one step (2 MiB): what a core's cache holds beside the operands.
+# Intermediate numbers of one step (2 MiB): what a core's cache holds beside the operands. A GPU gets larger
+# steps, since each costs launches.
 _STEP_NUMBERS = 2**18
+_GPU_FACTOR = 64
 # Fewest columns in one step; rows are cut for it.
 _STEP_COLUMNS = 2
-# A matrix with at most so many rows or columns is taken apart into vectors, each a product over all columns.
-_NARROW = 16
+# A matrix of few rows, or of few columns for its rows, is taken apart into these, each a product over all b.
+_FEW_ROWS = 4
+_ROWS_PER_COLUMN = 4
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,6 @@ class OuterProducts:
     right: Tensor
 
     @property
-    def numbers(self) -> int:
-        """Numbers stored."""
-        return self.left.numel() + self.right.numel()
-
-    @property
     def flops_per_column(self) -> int:
         """Flops of one product and one column."""
         r, _, s, n_out = self.left.shape
@@ -65,7 +63,7 @@ class OuterProducts:
             out: Shape (b, r, C).
         """
         w = self._weights(v)
-        if self._is_narrow:
+        if self._has_few_rows or self._has_few_columns:
             for coefficients, vectors, part in self._vectors(w):
                 t = (part @ vectors.mT).view(len(v), *coefficients.shape[:1], -1, coefficients.shape[2])
                 for s in range(coefficients.shape[2]):
@@ -85,10 +83,10 @@ class OuterProducts:
             out: Shape (b, P).
         """
         w = self._weights(out)
-        if self._is_narrow:
+        if self._has_few_rows or self._has_few_columns:
             for coefficients, vectors, part in self._vectors(w):
                 t = u.unsqueeze(-1) * coefficients
-                if len(vectors) < t[0].numel():  # the wide side is the same for all components
+                if self._has_few_rows:  # the other factor is the same for all components
                     t = t.sum(dim=2)
                 part += t.flatten(1) @ vectors
             return
@@ -105,20 +103,24 @@ class OuterProducts:
         return panel[:, self.columns].view(-1, self.left.shape[-1], self.right.shape[-1])
 
     @property
-    def _is_narrow(self) -> bool:
-        return min(self.left.shape[-1], self.right.shape[-1]) <= _NARROW
+    def _has_few_rows(self) -> bool:
+        return self.left.shape[-1] <= _FEW_ROWS
+
+    @property
+    def _has_few_columns(self) -> bool:
+        return _ROWS_PER_COLUMN * self.left.shape[1] * self.right.shape[-1] <= self.left.shape[-1]
 
     def _vectors(self, w: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Take the narrow side apart.
+        """Take the weight apart into its rows, or into its columns.
 
         Args:
             w: Shape (b, out, in).
 
         Yields:
-            For each row or column of the weight: coefficients (r, C or 1, S) of the narrow side, vectors
-            (r * (C) * S, wide) of the wide side, and the column's part (b, wide) of ``w``.
+            For each row or column of the weight: its factor's coefficients, (r, C, S) or (r, 1, S); the other
+            factor's vectors, one a line; and the row or column of ``w`` itself, (b, in) or (b, out).
         """
-        if self.left.shape[-1] < self.right.shape[-1]:
+        if self._has_few_rows:
             for o in range(self.left.shape[-1]):
                 yield self.left[..., o], self.right.flatten(0, 1), w[:, o]
         else:
@@ -132,8 +134,9 @@ class OuterProducts:
             Rows, columns, left as (r, C, S * out), right as (r * S, in), and room of shape (b, r * S, out).
         """
         n_rows, _, s, n_out = self.left.shape
-        rows_per_step = max(1, _STEP_NUMBERS // (_STEP_COLUMNS * s * n_out))
-        columns_per_step = max(1, _STEP_NUMBERS // (min(rows_per_step, n_rows) * s * n_out))
+        numbers = _STEP_NUMBERS * (_GPU_FACTOR if self.left.is_cuda else 1)
+        rows_per_step = max(1, numbers // (_STEP_COLUMNS * s * n_out))
+        columns_per_step = max(1, numbers // (min(rows_per_step, n_rows) * s * n_out))
         room = self.left.new_empty(min(b, columns_per_step) * min(rows_per_step, n_rows) * s * n_out)
         for rows in even_tiles(n_rows, rows_per_step):
             left, right = self.left[rows].flatten(2), self.right[rows].flatten(0, 1)

@@ -19,7 +19,7 @@ from lsr_hpc.derivatives import along, second_along
 from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.jacobian import examine, recording
-from lsr_hpc.jacobian.examine import NotFactored, examine_block
+from lsr_hpc.jacobian.examine import NotFactored, examine_blocks
 from lsr_hpc.jacobian.factored import BlockStructure, FactoredJacobian
 from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
 from lsr_hpc.jacobian.probe import BlockProbe, probe_block
@@ -43,17 +43,14 @@ class Case:
 
     @cached_property
     def structures(self) -> dict[str, BlockStructure]:
-        found = {}
-        for block, probe in zip(self.blocks, self.probes, strict=True):
-            structure = examine_block(block, probe, self.functional)
-            assert isinstance(structure, BlockStructure), structure
-            found[block.name] = structure
+        found = examine_blocks(self.blocks, self.probes, self.functional)
+        assert not isinstance(found, NotFactored), found.reason
         return found
 
     def reason(self) -> str:
-        structure = examine_block(self.blocks[0], self.probes[0], self.functional)
-        assert isinstance(structure, NotFactored)
-        return structure.reason
+        found = examine_blocks(self.blocks, self.probes, self.functional)
+        assert isinstance(found, NotFactored)
+        return found.reason
 
     def jacobian(self, tile_bytes: int = 2**26, hold: bool = True) -> FactoredJacobian:
         return FactoredJacobian(self.functional, self.rows, self.structures, tile_bytes=tile_bytes, hold=hold)
@@ -443,6 +440,25 @@ def test_products_are_repeatable_bit_for_bit(case: Case) -> None:
 
     assert torch.equal(jacobian.jv(v), jacobian.jv(v))
     assert torch.equal(jacobian.jtu(u), again.jtu(u))
+
+
+def test_panels_of_any_layout_are_taken() -> None:
+    torch.manual_seed(3)
+    case = mlp()
+    jacobian = case.jacobian()
+    v, u = panel(jacobian.n_parameters, 4).T, panel(8, jacobian.n_rows)[::2]
+
+    assert_equal(jacobian.jv(v), v @ case.dense.T)
+    assert_equal(jacobian.jtu(u), u @ case.dense)
+
+
+def test_one_refused_block_refuses_the_problem() -> None:
+    torch.manual_seed(3)
+    control: Callable[..., Tensor] = lambda u, x: u(x) if float(x.sum()) > -1 else -u(x)  # noqa: E731
+    x = points(6)
+    reason = Case(MLP([2, 8, 1]), block(burgers, x, name="good"), block(control, x, name="bad")).reason()
+
+    assert "'bad'" in reason
 
 
 def test_no_columns_and_no_rows(case: Case) -> None:
