@@ -99,6 +99,7 @@ def certify(
         checks=checks,
         counts=_counts(prepared),
         seconds=seconds,
+        jacobian=prepared.representation.name,
         detail={"basis": basis.detail if basis else "none: all of parameter space", "solve": solution.detail},
         singular_values=solution.singular_values.tolist(),
     )
@@ -107,7 +108,8 @@ def certify(
 def _gradients(prepared: PreparedProblem, solution: Solution, r0: FitAndHeld) -> dict[str, float]:
     """Least-squares gradients: in the subspace, and in all of parameter space after over before."""
     lo, hi = prepared.jacobian.my_parameters
-    linear = r0.fit + prepared.jacobian.jv(np.ascontiguousarray(solution.delta[np.newaxis, lo:hi]))[0]
+    step = prepared.free_step(solution.delta)[np.newaxis, lo:hi]
+    linear = r0.fit + prepared.jacobian.jv(np.ascontiguousarray(step))[0]
     gradients = prepared.jacobian.jtu(np.stack([r0.fit, linear]))
     before, after = np.sqrt(all_sum(prepared.comm, np.sum(gradients**2, axis=1)))
     checks = {

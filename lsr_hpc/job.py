@@ -264,7 +264,7 @@ def convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
     """Check the type of one value; an integer where a number is expected becomes a float.
 
     Args:
-        hint: Annotation: a plain type, a dataclass, or one of them or None.
+        hint: Annotation: a plain type, a dataclass, a tuple of strings, or one of them or None.
         value: The value.
         label: Name of the value in messages.
         mistakes: Receives what is wrong.
@@ -280,6 +280,11 @@ def convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
         return _read(hint, value, label + ".", mistakes)
     if hint is float and type(value) is int and abs(value) < 10**300:
         return float(value)
+    if typing.get_origin(hint) is tuple:
+        if type(value) is list and all(type(item) is str for item in value):
+            return tuple(value)
+        mistakes.append(f"{label} = {value!r}: a list of strings is expected")
+        return value
     expected = dict if typing.get_origin(hint) is dict else hint
     if type(value) is not expected:
         names = {

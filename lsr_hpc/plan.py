@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from lsr_hpc.errors import JobError
 from lsr_hpc.settings import RefineSettings, SubspaceSettings, parse_bytes
 
-__all__ = ["MemoryPlan", "columns_to_multiply", "make_plan", "peak_rss_bytes", "rss_bytes"]
+__all__ = ["MemoryPlan", "Workload", "make_plan", "panel_bytes", "peak_rss_bytes", "rss_bytes", "workload"]
 
 _MIB = 2**20
 # Measured on CPU ranks: wider or larger tiles gain nothing, narrower ones lose up to a factor of two.
@@ -51,27 +51,49 @@ def _work_columns(s: SubspaceSettings) -> tuple[int, int]:
     }[s.basis]
 
 
-def columns_to_multiply(s: SubspaceSettings) -> int:
-    """Columns that J or J^T is applied to for the basis and the reduced matrix J V.
+@dataclass(frozen=True)
+class Workload:
+    """Columns that J is to be applied to; an estimate for solvers that iterate until they converge.
+
+    Attributes:
+        columns: With the fitted rows, J and J^T together.
+        held_columns: With the held-out rows.
+        calls: In how many products.
+    """
+
+    columns: int
+    held_columns: int
+    calls: int
+
+
+def workload(settings: RefineSettings) -> Workload:
+    """What basis and reduced matrix J V, or an iterative solver, will ask for.
 
     Args:
-        s: Settings of the subspace; a basis that grows adaptively may need fewer.
+        settings: The job's settings.
 
     Returns:
-        Number of columns; an estimate for the solvers that iterate until they converge.
+        The workload; a basis that grows adaptively may need less.
     """
+    s = settings.subspace
+    if settings.solver.space == "full":
+        iterations = settings.solver.max_iterations
+        return Workload(2 * iterations, 1, 2 * iterations)
 
     def singular_vectors(rank: int) -> int:
         return 2 * s.iterations * (rank + s.oversampling) if s.svd == "randomized" else 4 * rank
 
-    return {
+    second_half = s.rank - s.rank // 2
+    columns = {
         "svd": singular_vectors(s.rank) + s.rank,
         "randomized": 2 * (s.rank + s.oversampling) + s.rank,
         "random": s.rank,
         # J V is what the space grows from.
         "krylov": 2 * s.rank,
-        "svd+krylov": singular_vectors(s.rank // 2) + s.rank // 2 + 2 * (s.rank - s.rank // 2),
+        "svd+krylov": singular_vectors(s.rank // 2) + s.rank // 2 + 2 * second_half,
     }[s.basis]
+    width = s.block_width if "krylov" in s.basis else _COLUMNS_PER_CHUNK
+    return Workload(columns, s.rank, -(-columns // width))
 
 
 @dataclass(frozen=True)
@@ -98,34 +120,28 @@ class MemoryPlan:
         return sum(self.items.values())
 
 
-def make_plan(
+def panel_bytes(
     settings: RefineSettings,
     *,
     n_rows_local: int,
     n_held_local: int,
     n_parameters: int,
     mpi_size: int,
-    numbers_per_point: int,
     baseline_bytes: int,
-) -> MemoryPlan:
-    """Share the budget out.
+) -> dict[str, int]:
+    """What the method holds whatever J's representation.
 
     Args:
         settings: The job's settings.
         n_rows_local: Largest number of fitted rows on a rank.
         n_held_local: Largest number of held-out rows on a rank.
-        n_parameters: P.
+        n_parameters: Number of free parameters.
         mpi_size: Number of ranks.
-        numbers_per_point: Largest count of temporaries of one point and one column.
         baseline_bytes: Largest resident memory of a rank before anything is allocated.
 
     Returns:
-        The plan.
-
-    Raises:
-        JobError: If the panels alone exceed the budget, with what would fit.
+        Bytes per rank by use.
     """
-    budget = parse_bytes(settings.compute.memory_per_rank)
     k = settings.subspace.rank
     p_local = -(-n_parameters // mpi_size)
     # Baselines differ by a few pages from run to run; rounding keeps the chunk sizes the same.
@@ -136,6 +152,27 @@ def make_plan(
         items["basis work space"] = 8 * (p_local * parameter_columns + n_rows_local * row_columns)
         items["J V"] = 8 * 2 * (n_rows_local + n_held_local) * k
         items["reduced factor"] = 8 * 8 * (k + 1) ** 2
+    return items
+
+
+def make_plan(
+    settings: RefineSettings, items: dict[str, int], *, n_parameters: int, numbers_per_point: int
+) -> MemoryPlan:
+    """Share out what the panels leave.
+
+    Args:
+        settings: The job's settings.
+        items: Bytes that are spoken for, by use.
+        n_parameters: P.
+        numbers_per_point: Largest count of temporaries of one point and one column.
+
+    Returns:
+        The plan.
+
+    Raises:
+        JobError: If nothing is left, with what would fit.
+    """
+    budget = parse_bytes(settings.compute.memory_per_rank)
     free = budget - sum(items.values())
     exchange_per_column = 8 * _EXCHANGE_COPIES * n_parameters
     tile_per_column = 8 * numbers_per_point
@@ -145,12 +182,15 @@ def make_plan(
         raise JobError(
             f"compute.memory_per_rank = {settings.compute.memory_per_rank!r} is too small: at least "
             f"{needed / _MIB:.0f} MiB are needed ({listed}); raise it, start more ranks, or lower "
-            f"subspace.rank = {k}"
+            f"subspace.rank = {settings.subspace.rank}"
         )
     # Where the budget is ample the sizes are fixed numbers, so that results do not depend on it.
     columns_per_chunk = min(_COLUMNS_PER_CHUNK, max(1, free // 2 // exchange_per_column))
     columns_per_tile = min(_COLUMNS_PER_TILE, columns_per_chunk, max(1, free // 4 // tile_per_column))
     tile_bytes = int(min(_LARGEST_TILE, max(free // 4, columns_per_tile * tile_per_column)))
-    items["exchange buffers"] = columns_per_chunk * exchange_per_column
-    items["differentiation tile"] = tile_bytes
+    items = {
+        **items,
+        "exchange buffers": columns_per_chunk * exchange_per_column,
+        "differentiation tile": tile_bytes,
+    }
     return MemoryPlan(budget, items, columns_per_chunk, columns_per_tile, tile_bytes)

@@ -7,25 +7,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lsr_hpc.comm import agree
-from lsr_hpc.errors import EnvironmentProblem, JobError
+from lsr_hpc.device import choose_device
+from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
-from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
+from lsr_hpc.jacobian.choice import Candidate, Structures, build, candidates, choose
+from lsr_hpc.jacobian.examine import NotFactored, examine_blocks
 from lsr_hpc.jacobian.operator import DistributedJacobian
 from lsr_hpc.jacobian.probe import BlockProbe, probe_block
-from lsr_hpc.plan import MemoryPlan, make_plan, rss_bytes
+from lsr_hpc.jacobian.restricted import RestrictedJacobian, choose_parameters
+from lsr_hpc.plan import MemoryPlan, make_plan, panel_bytes, rss_bytes, workload
 from lsr_hpc.problem import Problem, ResidualBlock, check_outputs, check_problem
 from lsr_hpc.rows import LocalRows, RowSet, local_rows, partition, split_rows
-from lsr_hpc.settings import RefineSettings
+from lsr_hpc.settings import RefineSettings, parse_bytes
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["PreparedProblem", "choose_device", "prepare"]
+__all__ = ["PreparedProblem", "prepare", "with_rank"]
 
 log = logging.getLogger("lsr_hpc")
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,32 +41,50 @@ class PreparedProblem:
 
     Attributes:
         problem: What the user handed in.
-        settings: Settings, the rank lowered where nothing larger is possible.
+        settings: Settings, the oversampling lowered where nothing larger is possible.
         model: Float64 copy of the network.
+        free: Coordinates of the free parameters, increasing; None for all.
         fit_rows: Global set of fitted rows.
         held_rows: Global set of held-out rows; may be empty.
         fit: This rank's fitted rows.
         held: This rank's held-out rows.
         jacobian: J of the fitted rows.
         held_jacobian: J of the held-out rows.
+        representation: How J is represented.
+        candidates: All representations that were compared.
         plan: Memory plan.
     """
 
     problem: Problem
     settings: RefineSettings
     model: FunctionalModel
+    free: torch.Tensor | None
     fit_rows: RowSet
     held_rows: RowSet
     fit: LocalRows
     held: LocalRows
     jacobian: DistributedJacobian
     held_jacobian: DistributedJacobian
+    representation: Candidate
+    candidates: list[Candidate]
     plan: MemoryPlan
 
     @property
     def n_rows(self) -> int:
         """Rows of the loss: fitted ones, and held-out ones unless they are the user's own validation data."""
         return self.fit_rows.n_rows + (0 if self.problem.validation else self.held_rows.n_rows)
+
+    def whole_step(self, free_step: Array) -> Array:
+        """A step of all parameters from one of the free parameters, shape (P,)."""
+        if self.free is None:
+            return free_step
+        step = np.zeros(self.model.layout.size)
+        step[self.free.numpy()] = free_step
+        return step
+
+    def free_step(self, whole_step: Array) -> Array:
+        """The free parameters' part of a step of all parameters."""
+        return whole_step if self.free is None else whole_step[self.free.numpy()]
 
     @property
     def comm(self) -> MPI.Comm:
@@ -84,93 +109,115 @@ def prepare(problem: Problem, comm: MPI.Comm, settings: RefineSettings) -> Prepa
     Collective: agreement on errors, and the largest memory baseline.
     """
     device = choose_device(comm, settings.compute.device)
-
-    def checked() -> tuple[FunctionalModel, RowSet, RowSet, RefineSettings]:
-        check_problem(problem)
-        model = FunctionalModel(problem.model, device)
-        if problem.evaluation is not None:
-            check_outputs(problem.evaluation, model.field(), device)
-        blocks, probes = _probed(problem.blocks, model)
-        _warn_untouched(model, [p.touched for p in probes], comm.rank)
-        fraction = 0.0 if problem.validation else settings.held_out.fraction
-        fit, held = split_rows(blocks, probes, fraction, settings.held_out.seed)
-        if problem.validation:
-            held, _ = split_rows(*_probed(problem.validation, model), 0.0, 0)
-        return model, fit, held, _fitting_oversampling(settings, fit, model)
-
-    model, fit_rows, held_rows, settings = agree(comm, checked)
-
-    def rows_of_largest(rows: RowSet) -> int:
-        return max(
-            sum((hi - lo) * rows.probes[k].rows_per_point for k, lo, hi in part)
-            for part in partition(rows, comm.size)
-        )
-
+    checked = agree(comm, lambda: _check(problem, settings, device, comm.rank))
     baseline_bytes = max(comm.allgather(rss_bytes()))
-    plan = agree(
-        comm,
-        lambda: make_plan(
-            settings,
-            n_rows_local=rows_of_largest(fit_rows),
-            n_held_local=rows_of_largest(held_rows),
-            n_parameters=model.layout.size,
-            mpi_size=comm.size,
-            numbers_per_point=max(p.numbers_per_point for p in (*fit_rows.probes, *held_rows.probes)),
-            baseline_bytes=baseline_bytes,
-        ),
-    )
+    choice, found, plan = agree(comm, lambda: _plan(checked, comm.size, baseline_bytes))
+    model = checked.model
     fit, held = agree(
         comm,
         lambda: (
-            local_rows(fit_rows, comm.rank, comm.size, model),
-            local_rows(held_rows, comm.rank, comm.size, model),
+            local_rows(checked.fit, comm.rank, comm.size, model),
+            local_rows(checked.held, comm.rank, comm.size, model),
         ),
     )
 
     def distributed(rows: LocalRows) -> DistributedJacobian:
-        local = MatrixFreeJacobian(
-            model, rows, columns_per_tile=plan.columns_per_tile, tile_bytes=plan.tile_bytes
-        )
+        local = build(choice, model, rows, checked.structures, plan)
+        if checked.free is not None:
+            local = RestrictedJacobian(local, checked.free)
         return DistributedJacobian(comm, local, plan.columns_per_chunk)
 
     return PreparedProblem(
-        problem, settings, model, fit_rows, held_rows, fit, held, distributed(fit), distributed(held), plan
+        problem=problem,
+        settings=checked.settings,
+        model=model,
+        free=checked.free,
+        fit_rows=checked.fit,
+        held_rows=checked.held,
+        fit=fit,
+        held=held,
+        jacobian=distributed(fit),
+        held_jacobian=distributed(held),
+        representation=choice,
+        candidates=found,
+        plan=plan,
     )
 
 
-def choose_device(comm: MPI.Comm, wanted: str) -> torch.device:
-    """Map this rank to a local GPU, or to the CPU.
+@dataclass(frozen=True)
+class _Checked:
+    """A problem that holds, equal on every rank."""
 
-    Args:
-        comm: Communicator.
-        wanted: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    settings: RefineSettings
+    model: FunctionalModel
+    free: torch.Tensor | None
+    fit: RowSet
+    held: RowSet
+    structures: Structures
 
-    Returns:
-        ``cuda:i`` with i = local rank modulo local GPUs, or ``cpu``.
+    @property
+    def n_free(self) -> int:
+        return self.model.layout.size if self.free is None else len(self.free)
 
-    Raises:
-        EnvironmentProblem: If ``"cuda"`` is asked for and a rank sees no GPU; on every rank.
 
-    Collective: one split by node where a GPU may be used.
-    """
-    from mpi4py import MPI
+def _check(problem: Problem, settings: RefineSettings, device: torch.device, mpi_rank: int) -> _Checked:
+    check_problem(problem)
+    model = FunctionalModel(problem.model, device)
+    if problem.evaluation is not None:
+        check_outputs(problem.evaluation, model.field(), device)
+    blocks, probes = _probed(problem.blocks, model)
+    _warn_untouched(model, [p.touched for p in probes], mpi_rank)
+    fraction = 0.0 if problem.validation else settings.held_out.fraction
+    fit, held = split_rows(blocks, probes, fraction, settings.held_out.seed)
+    if problem.validation:
+        held, _ = split_rows(*_probed(problem.validation, model), 0.0, 0)
+    s = settings.subspace
+    is_restricted = bool(s.parameters) or s.parameter_fraction < 1.0
+    free = (
+        choose_parameters(model.layout, s.parameters, s.parameter_fraction, s.seed) if is_restricted else None
+    )
+    structures: Structures = NotFactored("not asked for")
+    if settings.compute.jacobian in {"auto", "factored"}:
+        both = {block.name: (block, probe) for rows in (fit, held) for block, probe in rows.members}
+        structures = examine_blocks([b for b, _ in both.values()], [p for _, p in both.values()], model)
+        if isinstance(structures, NotFactored) and mpi_rank == 0:
+            log.warning("J is not factored: %s", structures.reason)
+    n_free = model.layout.size if free is None else len(free)
+    return _Checked(_fitting_sizes(settings, fit, n_free), model, free, fit, held, structures)
 
-    if wanted == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cuda" and min(comm.allgather(count)) == 0:
-        raise EnvironmentProblem(
-            'compute.device = "cuda", but torch sees no GPU on at least one rank: run `lsr-hpc doctor`',
-            on_every_rank=True,
+
+def _plan(
+    checked: _Checked, mpi_size: int, baseline_bytes: int
+) -> tuple[Candidate, list[Candidate], MemoryPlan]:
+    """Choose J's representation and share the memory out."""
+    settings = checked.settings
+
+    def rows_of_largest(rows: RowSet) -> int:
+        return max(
+            sum((hi - lo) * rows.probes[k].rows_per_point for k, lo, hi in part)
+            for part in partition(rows, mpi_size)
         )
-    if wanted == "auto" and min(comm.allgather(count)) == 0:
-        return torch.device("cpu")
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    local_rank = node.rank
-    node.Free()
-    device = torch.device("cuda", local_rank % count)
-    torch.cuda.set_device(device)
-    return device
+
+    items = panel_bytes(
+        settings,
+        n_rows_local=rows_of_largest(checked.fit),
+        n_held_local=rows_of_largest(checked.held),
+        n_parameters=checked.n_free,
+        mpi_size=mpi_size,
+        baseline_bytes=baseline_bytes,
+    )
+    free_bytes = parse_bytes(settings.compute.memory_per_rank) - sum(items.values())
+    found = candidates(
+        checked.fit, checked.held, checked.structures, checked.model.layout.size, mpi_size, workload(settings)
+    )
+    choice = choose(found, settings.compute.jacobian, free_bytes)
+    if choice.held_bytes:
+        items[f"{choice.name} J"] = choice.held_bytes
+    numbers_per_point = max(p.numbers_per_point for rows in (checked.fit, checked.held) for p in rows.probes)
+    plan = make_plan(
+        settings, items, n_parameters=checked.model.layout.size, numbers_per_point=numbers_per_point
+    )
+    return choice, found, plan
 
 
 def _probed(
@@ -191,13 +238,13 @@ def _warn_untouched(model: FunctionalModel, touched: list[torch.Tensor], mpi_ran
         log.warning("no residual depends on parameter %s; the refinement leaves it unchanged", shown)
 
 
-def _fitting_oversampling(settings: RefineSettings, fit: RowSet, model: FunctionalModel) -> RefineSettings:
+def _fitting_sizes(settings: RefineSettings, fit: RowSet, n_parameters: int) -> RefineSettings:
     """Refuse a rank that cannot be, and lower the oversampling to what rows and parameters leave.
 
     Args:
         settings: The job's settings.
         fit: Fitted rows.
-        model: The network.
+        n_parameters: Number of free parameters.
 
     Returns:
         The settings to use.
@@ -206,11 +253,11 @@ def _fitting_oversampling(settings: RefineSettings, fit: RowSet, model: Function
         JobError: If the rank exceeds rows or parameters.
     """
     subspace = settings.subspace
-    limit = min(fit.n_rows, model.layout.size)
+    limit = min(fit.n_rows, n_parameters)
     if settings.solver.space == "subspace" and subspace.rank > limit:
         raise JobError(
             f"subspace.rank = {subspace.rank}, but the problem has {fit.n_rows} fitted rows and "
-            f"{model.layout.size} parameters: use at most {limit}, better a tenth of the rows"
+            f"{n_parameters} free parameters: use at most {limit}, better a tenth of the rows"
         )
     oversampling = max(0, min(subspace.oversampling, limit - subspace.rank))
     return replace(settings, subspace=replace(subspace, oversampling=oversampling))

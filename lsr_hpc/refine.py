@@ -125,7 +125,7 @@ def _require_usable_jacobian(prepared: PreparedProblem) -> None:
     Raises:
         JobError: On every rank, naming the row's block and point, or that J vanishes.
     """
-    direction = torch.linspace(1.0, 2.0, prepared.model.layout.size, dtype=torch.float64)[None]
+    direction = torch.linspace(1.0, 2.0, prepared.jacobian.local.n_parameters, dtype=torch.float64)[None]
 
     def largest_image() -> float:
         image = prepared.jacobian.local.jv(direction)[0]

@@ -42,6 +42,7 @@ class RefineResult:
         scan: One entry per scanned rank: rank, train, held_out (root weighted mean squares), error, cut.
         checks: Measured promises by name.
         counts: Rows, parameters and products of J.
+        jacobian: Representation of J that was used.
         seconds: By phase, and in total.
         detail: How the subspace and the solution were made, in words.
     """
@@ -60,6 +61,7 @@ class RefineResult:
     scan: list[dict[str, Any]]
     checks: dict[str, float]
     counts: dict[str, int]
+    jacobian: str
     seconds: dict[str, float]
     detail: dict[str, str]
     singular_values: list[float] = field(default_factory=list)
@@ -76,6 +78,7 @@ class RefineResult:
             "advice": self.advice,
             "rows": self.counts["rows"],
             "params": self.counts["params"],
+            "jacobian": self.jacobian,
             "rank": self.rank,
             "rank_max": self.rank_max,
             "error": {"before": self.error_before, "after": self.error_after},

@@ -54,6 +54,11 @@ class RowSet:
         return sum(len(i) * p.rows_per_point for i, p in zip(self.indices, self.probes, strict=True))
 
     @property
+    def members(self) -> list[tuple[ResidualBlock, BlockProbe]]:
+        """Blocks with their probes."""
+        return list(zip(self.blocks, self.probes, strict=True))
+
+    @property
     def weight_sum(self) -> float:
         """``sum_k weight_k * (share of block k in this set)``: turns a squared norm into a weighted mean."""
         return sum(b.weight * len(i) / b.n_points for b, i in zip(self.blocks, self.indices, strict=True))

@@ -147,7 +147,7 @@ def _result_json(run: FinishedRun) -> dict[str, Any]:
         "rank": first.rank,
         "rank_max": first.rank_max,
         "basis": job.subspace.basis if job.solver.space == "subspace" else "none",
-        "jacobian": job.compute.jacobian,
+        "jacobian": first.jacobian,
         "solver": job.solver.type,
         "dtype": "float64",
         "theta0_sha256": _theta0_digest(predictors[0]),
@@ -174,7 +174,6 @@ def _result_json(run: FinishedRun) -> dict[str, Any]:
                     **r.as_json(),
                     "theta0_sha256": _theta0_digest(p),
                     "basis": content["basis"],
-                    "jacobian": content["jacobian"],
                     "solver": content["solver"],
                     "dtype": content["dtype"],
                 }

@@ -107,6 +107,9 @@ class SubspaceSettings:
         test_matrix: ``"gaussian"`` or ``"uniform"``; for ``basis = "randomized"``.
         orthogonalization: ``"auto"``, ``"tsqr"`` or ``"cholesky_qr2"``.
         seed: Seed of the random draws.
+        parameters: Patterns of the names of the parameters that may change (``*`` and ``?`` as in a shell);
+            empty for all. The others keep their trained values.
+        parameter_fraction: Share of the numbers in them that may change, drawn at random.
     """
 
     rank: int = 100
@@ -119,6 +122,8 @@ class SubspaceSettings:
     test_matrix: str = "gaussian"
     orthogonalization: str = "auto"
     seed: int = 0
+    parameters: tuple[str, ...] = ()
+    parameter_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         """Check each value."""
@@ -131,6 +136,10 @@ class SubspaceSettings:
             ),
             _at_least("subspace", self, rank=1, width=1, iterations=1, oversampling=0, seed=0),
         )
+        if not 0 < self.parameter_fraction <= 1:
+            raise JobError(
+                f"subspace.parameter_fraction = {self.parameter_fraction}: must be above 0 and at most 1"
+            )
         if self.basis == "svd+krylov" and self.rank < 2:
             raise JobError('subspace.basis = "svd+krylov" needs subspace.rank >= 2, one for each half')
 
@@ -206,12 +215,14 @@ class ComputeSettings:
 
     Attributes:
         memory_per_rank: Resident memory that one MPI rank may reach, libraries included, e.g. ``"2GiB"``.
-        jacobian: Representation of J: ``"matrix_free"``.
+        jacobian: Representation of J: ``"matrix_free"`` (automatic differentiation), ``"factored"`` (inputs
+            and gradients of linear layers), ``"explicit"`` (a matrix), or ``"auto"`` (the cheapest that can
+            be used and fits; ``--dry-run`` compares them).
         device: ``"auto"`` (a local GPU per rank where there is one), ``"cpu"`` or ``"cuda"``.
     """
 
     memory_per_rank: str = "4GiB"
-    jacobian: str = "matrix_free"
+    jacobian: str = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -223,7 +234,7 @@ class ComputeSettings:
             mistakes.append(f"compute.memory_per_rank: {error}")
         _refuse(
             mistakes,
-            _choice("compute", "jacobian", self.jacobian, ("matrix_free",)),
+            _choice("compute", "jacobian", self.jacobian, ("auto", "matrix_free", "factored", "explicit")),
             _choice("compute", "device", self.device, ("auto", "cpu", "cuda")),
         )
 

@@ -290,7 +290,7 @@ def _combination(prepared: PreparedProblem, basis: Basis, c: Array) -> Array:
 
 def _whole(prepared: PreparedProblem, local: Array) -> Array:
     whole = gather_panel(prepared.comm, local[np.newaxis, :], prepared.jacobian.parameter_ranges)
-    return np.array(whole[0])
+    return prepared.whole_step(np.array(whole[0]))
 
 
 def _reduced_gradient(problem: ReducedProblem, c: Array) -> float:

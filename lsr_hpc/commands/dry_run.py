@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lsr_hpc.console import say
+from lsr_hpc.jacobian.choice import dgemm_rate
 from lsr_hpc.job import Job
-from lsr_hpc.plan import columns_to_multiply
+from lsr_hpc.plan import workload
 from lsr_hpc.prepare import prepare
 from lsr_hpc.problem import ProblemFamily
 
@@ -29,26 +30,29 @@ def print_plan(job: Job, family: ProblemFamily, comm: MPI.Comm) -> None:
     prepared = prepare(family.instance(0), comm, job.refine_settings)
     if comm.rank != 0:
         return
-    s, plan = job.subspace, prepared.plan
-    # The probe counts one product with its primal pass; in a block the primal is shared: 2/3 a column.
-    points = zip(prepared.fit_rows.indices, prepared.fit_rows.probes, strict=True)
-    flops_per_column = sum(len(indices) * probe.flops_per_point for indices, probe in points) * 2 / 3
-    columns = columns_to_multiply(s) if job.solver.space == "subspace" else 2 * job.solver.max_iterations
+    plan, load, device = prepared.plan, workload(job.refine_settings), prepared.model.device
     chunks = f"tiles of {plan.columns_per_tile} columns, {plan.columns_per_chunk} exchanged at once"
+    size = prepared.model.layout.size
+    free = "" if prepared.free is None else f", {len(prepared.free)} of them free"
     say("# resolved job\n" + job.as_toml())
     say("# plan")
     for name, value in {
         "instances": family.n_instances,
         "MPI ranks": comm.size,
         "rows": f"{prepared.fit_rows.n_rows} fitted, {prepared.held_rows.n_rows} held out",
-        "parameters": prepared.model.layout.size,
-        "jacobian": f"{job.compute.jacobian} on {prepared.model.device}, {chunks}",
-        "products": f"about {columns} columns of J or J^T each, {columns * flops_per_column:.1e} flops",
+        "parameters": f"{size}{free}",
+        "jacobian": f"{prepared.representation.in_words} on {device}, {chunks}",
+        "products": f"about {load.columns} columns of J and J^T in {load.calls} products",
         "memory per rank": f"{_mib(plan.total_bytes)} planned of {_mib(plan.budget_bytes)}",
     }.items():
         say(f"{name:<16} {value}")
-    for name, size in plan.items.items():
-        say(f"  {name:<22} {_mib(size):>10}")
+    for name, item in plan.items.items():
+        say(f"  {name:<22} {_mib(item):>10}")
+    rate = dgemm_rate(device)
+    say(f"representations of J, one instance, at the {rate / 1e9:.0f} GF/s of dgemm measured now")
+    for c in prepared.candidates:
+        cost = c.why_not or f"about {c.work / rate:.3g} s of products, holds {_mib(c.held_bytes)}"
+        say(f"  {c.in_words:<22} {cost}" + (" <- chosen" if c == prepared.representation else ""))
 
 
 def _mib(size: int) -> str:

@@ -1,0 +1,183 @@
+"""Which representation of J to use: predicted work and memory of each, and the cheapest that fits.
+
+Work is counted in flops and divided by the share of the dgemm rate that each representation reaches, so that
+the choice follows from counts alone and is the same in every run; only the seconds printed need a clock.
+"""
+
+# Legend: C residual components per point, P parameters; counts are of one MPI rank.
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lsr_hpc.errors import JobError
+from lsr_hpc.functional import FunctionalModel
+from lsr_hpc.jacobian.examine import NotFactored
+from lsr_hpc.jacobian.explicit import ExplicitJacobian
+from lsr_hpc.jacobian.factored import BlockStructure, FactoredJacobian
+from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
+from lsr_hpc.jacobian.operator import JacobianOperator
+from lsr_hpc.jacobian.probe import BlockProbe
+from lsr_hpc.plan import MemoryPlan, Workload
+from lsr_hpc.problem import ResidualBlock
+from lsr_hpc.rows import LocalRows, RowSet
+
+__all__ = ["Candidate", "Structures", "build", "candidates", "choose", "dgemm_rate"]
+
+Structures = Mapping[str, BlockStructure] | NotFactored
+
+# Share of the dgemm rate, measured on CPU ranks by `python -m benchmarks products`.
+_AUTOMATIC, _FACTORED, _EXPLICIT = 0.2, 0.65, 0.8
+# Part of the free memory that a representation may hold; the rest is for exchange and temporaries.
+_LARGEST_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A representation and its predicted cost on one rank.
+
+    Attributes:
+        name: ``"matrix_free"``, ``"factored"`` or ``"explicit"``.
+        work: Flops that a dgemm would do in the same time.
+        held_bytes: Memory that it holds beside the panels.
+        hold: Whether factors are kept between products.
+        why_not: Why it cannot be used, or empty.
+    """
+
+    name: str
+    work: float
+    held_bytes: int
+    hold: bool = True
+    why_not: str = ""
+
+    @property
+    def in_words(self) -> str:
+        """Name and whether its factors are kept."""
+        return self.name if self.hold else f"{self.name}, recorded for every product"
+
+
+def candidates(
+    fit: RowSet, held: RowSet, structures: Structures, n_parameters: int, mpi_size: int, load: Workload
+) -> list[Candidate]:
+    """Predict every representation.
+
+    Args:
+        fit: Fitted rows.
+        held: Held-out rows.
+        structures: Factored form of every block, or why there is none.
+        n_parameters: P.
+        mpi_size: Number of ranks.
+        load: What is to be multiplied.
+
+    Returns:
+        One candidate per representation, two where factors may be kept or not.
+    """
+
+    def sums(quantity: Callable[[ResidualBlock, BlockProbe], float]) -> tuple[float, float]:
+        """Of fitted and of held-out rows, per rank."""
+        fitted, held_out = (
+            sum(len(i) * quantity(b, p) for i, b, p in zip(r.indices, r.blocks, r.probes, strict=True))
+            for r in (fit, held)
+        )
+        return fitted / mpi_size, held_out / mpi_size
+
+    def columns_of(flops: tuple[float, float]) -> float:
+        return flops[0] * load.columns + flops[1] * load.held_columns
+
+    # The probe counts a product of one column with its primal pass: three forward passes.
+    forward = sums(lambda block, probe: probe.flops_per_point / 3)
+    passes = sums(lambda block, probe: (1 + 2 * probe.rows_per_point) * probe.flops_per_point / 3)
+    n_rows = sums(lambda block, probe: probe.rows_per_point)
+    set_up = sum(passes) / _AUTOMATIC
+    found = [
+        Candidate("matrix_free", 2 * columns_of(forward) / _AUTOMATIC, 0),
+        Candidate(
+            "explicit",
+            set_up + 2 * n_parameters * columns_of(n_rows) / _EXPLICIT,
+            int(8 * n_parameters * sum(n_rows)),
+        ),
+    ]
+    if isinstance(structures, NotFactored):
+        return [*found, Candidate("factored", 0.0, 0, why_not=structures.reason)]
+    products = columns_of(sums(lambda block, _: structures[block.name].flops_per_point)) / _FACTORED
+    numbers = sum(sums(lambda block, _: structures[block.name].numbers_per_point))
+    return [
+        *found,
+        Candidate("factored", set_up + products, int(8 * numbers)),
+        Candidate("factored", load.calls * set_up + products, 0, hold=False),
+    ]
+
+
+def choose(found: Sequence[Candidate], wanted: str, free_bytes: int) -> Candidate:
+    """The cheapest representation that can be used and fits.
+
+    Args:
+        found: The candidates.
+        wanted: One of their names, or ``"auto"``.
+        free_bytes: Memory left beside the panels.
+
+    Returns:
+        The choice; ``"matrix_free"`` where the one wanted has no factored form.
+
+    Raises:
+        JobError: If an explicit Jacobian is wanted and does not fit.
+    """
+    room = _LARGEST_SHARE * free_bytes
+    usable = [c for c in found if not c.why_not and c.held_bytes <= room]
+    asked = [c for c in usable if wanted in {"auto", c.name}]
+    if asked:
+        return min(asked, key=lambda c: c.work)
+    if wanted == "explicit":
+        needed = next(c for c in found if c.name == wanted).held_bytes
+        raise JobError(
+            f'compute.jacobian = "explicit" holds {needed / 2**20:.0f} MiB per rank, and '
+            f"compute.memory_per_rank leaves {max(0.0, room) / 2**20:.0f} MiB for it: raise it, start more "
+            'ranks, or use "auto"'
+        )
+    return next(c for c in found if c.name == "matrix_free")
+
+
+def build(
+    choice: Candidate, model: FunctionalModel, rows: LocalRows, structures: Structures, plan: MemoryPlan
+) -> JacobianOperator:
+    """Make the representation for this rank's rows.
+
+    Args:
+        choice: What was chosen.
+        model: The network.
+        rows: This rank's rows.
+        structures: Factored form of every block, or why there is none.
+        plan: Sizes of tiles.
+
+    Returns:
+        The operator.
+    """
+    if choice.name == "explicit":
+        return ExplicitJacobian(model, rows, tile_bytes=plan.tile_bytes)
+    if choice.name == "factored" and not isinstance(structures, NotFactored):
+        return FactoredJacobian(model, rows, structures, tile_bytes=plan.tile_bytes, hold=choice.hold)
+    return MatrixFreeJacobian(model, rows, columns_per_tile=plan.columns_per_tile, tile_bytes=plan.tile_bytes)
+
+
+def dgemm_rate(device: torch.device) -> float:
+    """Float64 matrix-product rate of this process, by the clock.
+
+    Args:
+        device: Where to multiply.
+
+    Returns:
+        Flops per second.
+    """
+    n = 1024 if device.type == "cpu" else 8192
+    a = torch.ones(n, n, dtype=torch.float64, device=device)
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        # Reading one number waits for the device.
+        float((a @ a)[0, 0])
+        seconds.append(time.perf_counter() - started)
+    return 2 * n**3 / min(seconds)
