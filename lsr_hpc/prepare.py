@@ -257,7 +257,7 @@ def _fitting_sizes(settings: RefineSettings, fit: RowSet, n_parameters: int) -> 
     if settings.solver.space == "subspace" and subspace.rank > limit:
         raise JobError(
             f"subspace.rank = {subspace.rank}, but the problem has {fit.n_rows} fitted rows and "
-            f"{n_parameters} free parameters: use at most {limit}, better a tenth of the rows"
+            f"{n_parameters} parameters: use at most {limit}, better a tenth of the rows"
         )
     oversampling = max(0, min(subspace.oversampling, limit - subspace.rank))
     return replace(settings, subspace=replace(subspace, oversampling=oversampling))

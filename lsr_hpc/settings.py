@@ -100,7 +100,8 @@ class SubspaceSettings:
             finder) or ``"random"`` (control).
         width: Columns of a Krylov block; absent chooses 16, or an eighth of a small rank. Narrower gets more
             out of the same rank, wider runs faster.
-        adaptive: Whether a Krylov basis stops growing once the held-out residual has stopped falling.
+        adaptive: Whether a Krylov basis stops growing once it has halved the held-out residual and its later
+            half no longer lowers it. Saves products; may take a plateau for the end.
         svd: SLEPc solver behind ``"svd"``: ``"randomized"``, ``"trlanczos"`` or ``"cross"``.
         iterations: Block iterations of SLEPc's randomized solver, restarts allowed to the others.
         oversampling: Extra columns of the randomised methods.
@@ -115,7 +116,7 @@ class SubspaceSettings:
     rank: int = 100
     basis: str = "krylov"
     width: int | None = None
-    adaptive: bool = True
+    adaptive: bool = False
     svd: str = "randomized"
     iterations: int = 2
     oversampling: int = 10

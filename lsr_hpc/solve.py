@@ -160,7 +160,7 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
 
 
 def falls_no_more(prepared: PreparedProblem, av: FitAndHeld, r0: FitAndHeld) -> bool:
-    """Whether the held-out residual has stopped falling in the later half of the directions.
+    """Whether the held-out residual has fallen, but not any more in the later half of the directions.
 
     Args:
         prepared: The prepared problem.
@@ -168,7 +168,8 @@ def falls_no_more(prepared: PreparedProblem, av: FitAndHeld, r0: FitAndHeld) -> 
         r0: Residual at the start.
 
     Returns:
-        True if half of the directions do as well; False where no row is held out.
+        True if the held-out residual is below half of its start and half of the directions do as well; False
+        where no row is held out.
 
     Collective: two TSQRs.
     """
@@ -178,11 +179,15 @@ def falls_no_more(prepared: PreparedProblem, av: FitAndHeld, r0: FitAndHeld) -> 
     train = reduce_rows(prepared.comm, av.fit, r0.fit, prepared.fit_rows.n_rows)
     held = reduce_rows(prepared.comm, av.held, r0.held, n_held)
 
-    def best() -> int:
+    def has_ended() -> bool:
         grid = scan_grid(_above_rounding(train))
-        return choose_rank(scan_ranks(train.damped(options.mu), held, grid, options.cut), n_held)
+        scan = scan_ranks(train.damped(options.mu), held, grid, options.cut)
+        chosen = next(e for e in scan if e.rank == choose_rank(scan, n_held))
+        # The first directions of a trained state often change little: that is no end.
+        has_fallen = held.residual_norm(chosen.c) < 0.5 * held.residual_norm(np.zeros(0))
+        return has_fallen and chosen.rank <= len(av.fit) // 2
 
-    return on_first(prepared.comm, best) <= len(av.fit) // 2
+    return on_first(prepared.comm, has_ended)
 
 
 def _judged(solution: Solution, n_held: int, refusal: str) -> Solution:

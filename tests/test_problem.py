@@ -330,6 +330,13 @@ def test_no_warning_where_every_parameter_counts(prepared: Prepare, caplog: pyte
     assert not caplog.records
 
 
+def second_in_reverse(u: Field, x: Tensor, y: Tensor) -> Tensor:
+    def value(point: Tensor) -> Tensor:
+        return u(point.unsqueeze(0)).sum()
+
+    return torch.func.vmap(torch.func.hessian(value))(x).reshape(-1, 1) - y
+
+
 ACCEPTED = {
     "flat": lambda u, x, y: (u(x) - y)[:, 0],
     "wide": lambda u, x, y: torch.cat([u(x) - y, u(x) * y, x], dim=1),
@@ -337,6 +344,8 @@ ACCEPTED = {
     "writes into its own tensor": writes_out,
     "steps on its own values": lambda u, x, y: u(x).mul_(2.0).sub_(y),
     "abs at a kink": lambda u, x, y: (u(x) - y).abs(),
+    "input derivative in reverse mode": lambda u, x, y: torch.func.grad(lambda z: u(z).sum())(x) - y,
+    "second one in reverse mode": second_in_reverse,
     "where": lambda u, x, y: torch.where(x > 0, u(x) - y, u(x)),
 }
 

@@ -169,3 +169,48 @@ def test_points_that_require_gradients_and_numpy_data_are_taken() -> None:
 
     np.testing.assert_array_equal(result.delta, plain.delta)
     assert result.error_after == plain.error_after
+
+
+def test_parameter_subset_is_the_network_with_the_others_frozen() -> None:
+    chosen = replace(settings(), subspace=SubspaceSettings(rank=30, parameters=("layers.2.*",)))
+    result = refine(problem(), settings=chosen)
+
+    frozen = problem()
+    for name, parameter in frozen.model.named_parameters():
+        parameter.requires_grad_(name.startswith("layers.2."))
+    expected = refine(frozen, settings=settings())
+    # 12 + 12 numbers of the first layer come before, 13 of the last behind.
+    np.testing.assert_allclose(result.delta[24:-13], expected.delta, atol=1e-9)
+    assert not result.delta[:24].any()
+    assert not result.delta[-13:].any()
+    assert result.error_after is not None
+    assert result.error_after == pytest.approx(expected.error_after, rel=1e-6)
+
+
+def test_random_share_of_the_parameters_still_refines() -> None:
+    chosen = replace(settings(), subspace=SubspaceSettings(rank=30, parameter_fraction=0.5))
+    result = refine(problem(), settings=chosen)
+
+    assert 0.3 < np.count_nonzero(result.delta) / len(result.delta) < 0.7
+    assert result.error_before is not None
+    assert result.error_after is not None
+    assert result.error_after < 1e-3 * result.error_before
+
+
+def test_adaptive_growth_ends_on_noise_and_keeps_the_result() -> None:
+    noise = 1e-2 * torch.randn(2000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.linspace(-1, 1, 2000, dtype=torch.float64)[:, None]
+    made = problem(model=MLP([1, 24, 24, 1]), points=x, data=(torch.sin(3 * x) + noise,))
+    grown, whole = (
+        refine(
+            made,
+            settings=replace(settings(), subspace=SubspaceSettings(rank=200, width=8, adaptive=adaptive)),
+        )
+        for adaptive in (True, False)
+    )
+
+    assert grown.rank_max < whole.rank_max == 200
+    assert grown.error_after is not None
+    assert whole.error_after is not None
+    assert grown.error_after < 1.5 * whole.error_after
+    assert grown.counts["jv_columns"] < whole.counts["jv_columns"]

@@ -30,8 +30,11 @@ __all__ = ["Candidate", "Structures", "build", "candidates", "choose", "dgemm_ra
 
 Structures = Mapping[str, BlockStructure] | NotFactored
 
-# Share of the dgemm rate, measured on CPU ranks by `python -m benchmarks products`.
-_AUTOMATIC, _FACTORED, _EXPLICIT = 0.2, 0.65, 0.8
+# Share of the dgemm rate for wide blocks, and the width that reaches half of it; measured on CPU ranks by
+# `python -m benchmarks products`. A matrix is read once per block, so that narrow blocks wait for memory.
+_AUTOMATIC = 0.12
+_FACTORED, _FACTORED_HALF = 0.62, 3
+_EXPLICIT, _EXPLICIT_HALF = 0.8, 32
 # Part of the free memory that a representation may hold; the rest is for exchange and temporaries.
 _LARGEST_SHARE = 0.6
 
@@ -88,6 +91,7 @@ def candidates(
     def columns_of(flops: tuple[float, float]) -> float:
         return flops[0] * load.columns + flops[1] * load.held_columns
 
+    width = load.columns / load.calls
     # The probe counts a product of one column with its primal pass: three forward passes.
     forward = sums(lambda block, probe: probe.flops_per_point / 3)
     passes = sums(lambda block, probe: (1 + 2 * probe.rows_per_point) * probe.flops_per_point / 3)
@@ -97,13 +101,14 @@ def candidates(
         Candidate("matrix_free", 2 * columns_of(forward) / _AUTOMATIC, 0),
         Candidate(
             "explicit",
-            set_up + 2 * n_parameters * columns_of(n_rows) / _EXPLICIT,
+            set_up + 2 * n_parameters * columns_of(n_rows) * (1 + _EXPLICIT_HALF / width) / _EXPLICIT,
             int(8 * n_parameters * sum(n_rows)),
         ),
     ]
     if isinstance(structures, NotFactored):
         return [*found, Candidate("factored", 0.0, 0, why_not=structures.reason)]
-    products = columns_of(sums(lambda block, _: structures[block.name].flops_per_point)) / _FACTORED
+    products = columns_of(sums(lambda block, _: structures[block.name].flops_per_point))
+    products *= (1 + _FACTORED_HALF / width) / _FACTORED
     numbers = sum(sums(lambda block, _: structures[block.name].numbers_per_point))
     return [
         *found,
@@ -126,7 +131,7 @@ def choose(found: Sequence[Candidate], wanted: str, free_bytes: int) -> Candidat
     Raises:
         JobError: If an explicit Jacobian is wanted and does not fit.
     """
-    room = _LARGEST_SHARE * free_bytes
+    room = max(0.0, _LARGEST_SHARE * free_bytes)
     usable = [c for c in found if not c.why_not and c.held_bytes <= room]
     asked = [c for c in usable if wanted in {"auto", c.name}]
     if asked:
@@ -135,7 +140,7 @@ def choose(found: Sequence[Candidate], wanted: str, free_bytes: int) -> Candidat
         needed = next(c for c in found if c.name == wanted).held_bytes
         raise JobError(
             f'compute.jacobian = "explicit" holds {needed / 2**20:.0f} MiB per rank, and '
-            f"compute.memory_per_rank leaves {max(0.0, room) / 2**20:.0f} MiB for it: raise it, start more "
+            f"compute.memory_per_rank leaves {room / 2**20:.0f} MiB for it: raise it, start more "
             'ranks, or use "auto"'
         )
     return next(c for c in found if c.name == "matrix_free")

@@ -20,7 +20,7 @@ from lsr_hpc.jacobian.factored import BlockStructure, FactoredJacobian
 from lsr_hpc.jacobian.factors import TileFactors
 from lsr_hpc.jacobian.linear_calls import Product, SharedLayers, shared_outputs
 from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
-from lsr_hpc.jacobian.probe import BlockProbe, LiveNumbers
+from lsr_hpc.jacobian.probe import BlockProbe, OperationCounter
 from lsr_hpc.jacobian.recording import record, survey
 from lsr_hpc.problem import ResidualBlock
 from lsr_hpc.rows import LocalRows, Segment
@@ -132,7 +132,7 @@ def _measured(
     explicit: frozenset[str],
 ) -> BlockStructure:
     shared = _shared_layers(block, model, tensors, products, explicit)
-    of_one, of_all = LiveNumbers(), LiveNumbers()
+    of_one, of_all = OperationCounter(), OperationCounter()
     with of_one:
         record(block, model, tuple(t[:1] for t in tensors), shared=shared, explicit=explicit)
     with of_all:

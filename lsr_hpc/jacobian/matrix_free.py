@@ -103,5 +103,5 @@ class MatrixFreeJacobian:
         return lambda tensors: segment.residual(self._model.field_of_tensors(tensors), points)
 
     def _points_per_tile(self, segment: Segment, columns: int) -> int:
-        bytes_per_point = 8 * segment.probe.numbers_per_point * min(columns, self._columns_per_tile)
+        bytes_per_point = 8 * segment.probe.numbers_per_point * max(1, min(columns, self._columns_per_tile))
         return max(1, self._tile_bytes // bytes_per_point)

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from lsr_hpc.autodiff import pull_back, push_forward
 from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.problem import ResidualBlock
 
-__all__ = ["BlockProbe", "LiveNumbers", "probe_block"]
+__all__ = ["BlockProbe", "OperationCounter", "probe_block"]
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,30 @@ class BlockProbe:
     touched: Tensor
 
 
-class LiveNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tracks the elements of operation outputs that are alive, and their largest sum.
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts matrix-product flops, and the elements of operation outputs that are alive.
+
+    Not torch's ``FlopCounterMode``, which refuses ``torch.func.grad`` inside.
 
     Attributes:
         live: Elements alive now.
         peak: Their largest number so far.
+        flops: Flops so far.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
+        self.live = self.peak = self.flops = 0
 
     def _released(self, numel: int) -> None:
         self.live -= numel
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.flops += int(count(*args, **kwargs, out_val=out))
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor):
                 self.live += tensor.numel()
@@ -164,10 +171,9 @@ def _check_independence(block: ResidualBlock, values: Tensor, head: Tensor) -> N
 def _count(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor, ...]) -> tuple[int, int]:
     """Matrix-product flops and largest number of live temporaries of one Jacobian-vector product."""
     tangent = model.layout.unflatten(torch.ones_like(model.theta0))
-    flop_counter = FlopCounterMode(display=False)
-    live = LiveNumbers()
+    counter = OperationCounter()
     try:
-        with torch.no_grad(), flop_counter, live:
+        with torch.no_grad(), counter:
             push_forward(
                 lambda p: block.residual(model.field_of_tensors(p), *tensors), model.theta0_tensors, tangent
             )
@@ -177,7 +183,7 @@ def _count(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor, 
             f"torch.func.jvp: {type(error).__name__}: {error}. Use torch.func (or lsr_hpc.derivatives) for "
             "input derivatives, and no in-place or data-dependent operations"
         ) from error
-    return flop_counter.get_total_flops(), live.peak
+    return counter.flops, counter.peak
 
 
 def _touched(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor, ...]) -> Tensor:

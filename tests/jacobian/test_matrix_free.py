@@ -1,4 +1,7 @@
-"""Matrix-free products against a dense Jacobian, for networks and residuals of many kinds, in any tiling."""
+"""Matrix-free products, explicit rows and restrictions against a dense Jacobian.
+
+For networks and residuals of many kinds, in any tiling.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from lsr_hpc.derivatives import along, second_along
+from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
+from lsr_hpc.jacobian.explicit import ExplicitJacobian
 from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
 from lsr_hpc.jacobian.operator import DistributedJacobian
 from lsr_hpc.jacobian.probe import probe_block
+from lsr_hpc.jacobian.restricted import RestrictedJacobian, choose_parameters
 from lsr_hpc.models import MLP, BoundDeepONet, DeepONet
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.rows import local_rows, split_rows
@@ -38,6 +44,11 @@ class Case:
         return MatrixFreeJacobian(
             model, local_rows(rows, 0, 1, model), columns_per_tile=columns_per_tile, tile_bytes=tile_bytes
         )
+
+    def explicit(self, tile_bytes: int = 2**26) -> ExplicitJacobian:
+        model = FunctionalModel(self.model)
+        rows = split_rows(self.blocks, [probe_block(b, model) for b in self.blocks], 0.0, 0)[0]
+        return ExplicitJacobian(model, local_rows(rows, 0, 1, model), tile_bytes=tile_bytes)
 
     def dense(self) -> Tensor:
         """J entry by entry from the user's own functions, in float64; shares no code with the operator."""
@@ -373,3 +384,42 @@ def test_user_network_and_data_stay_as_they_were() -> None:
         assert torch.equal(tensor, state[name])
     assert all(p.grad is None and p.requires_grad for p in case.model.parameters())
     assert torch.equal(points, case.blocks[0].points)
+
+
+@pytest.mark.parametrize("tile_bytes", [1, 30_000, 2**26])
+def test_explicit_rows_are_the_dense_ones(case: Case, tile_bytes: int) -> None:
+    explicit, dense = case.explicit(tile_bytes), case.dense()
+    v, u = block_of(5, explicit.n_parameters), block_of(5, explicit.n_rows)
+
+    assert_equal(explicit.matrix, dense)
+    assert_equal(explicit.jv(v), v @ dense.T)
+    assert_equal(explicit.jtu(u), u @ dense)
+
+
+def test_restriction_takes_columns_of_the_dense_jacobian(case: Case) -> None:
+    jacobian, dense = case.jacobian(), case.dense()
+    free = torch.arange(1, jacobian.n_parameters, 3)
+    restricted = RestrictedJacobian(jacobian, free)
+    v, u = block_of(5, len(free)), block_of(5, jacobian.n_rows)
+
+    assert (restricted.n_rows, restricted.n_parameters) == (jacobian.n_rows, len(free))
+    assert_equal(restricted.jv(v), v @ dense[:, free].T)
+    assert_equal(restricted.jtu(u), u @ dense[:, free])
+
+
+def test_parameters_are_chosen_by_name_and_by_chance() -> None:
+    layout = FunctionalModel(MLP([1, 8, 8, 1])).layout
+
+    by_name = choose_parameters(layout, ["layers.2.*", "*.4.bias"], 1.0, seed=0)
+    assert {layout.owner(int(i)) for i in by_name} == {"layers.2.weight", "layers.2.bias", "layers.4.bias"}
+    assert len(by_name) == 64 + 8 + 1
+    by_chance = choose_parameters(layout, [], 0.3, seed=0)
+    # 97 numbers; four standard deviations of the binomial.
+    assert abs(len(by_chance) - 0.3 * 97) <= 4 * (97 * 0.3 * 0.7) ** 0.5
+    assert not torch.equal(by_chance, choose_parameters(layout, [], 0.3, seed=1))
+    both = choose_parameters(layout, ["layers.2.weight"], 0.5, seed=0)
+    assert {layout.owner(int(i)) for i in both} == {"layers.2.weight"}
+    with pytest.raises(JobError, match=r"'layer.2' fits no trainable parameter; they are layers.0.weight"):
+        choose_parameters(layout, ["layer.2"], 1.0, seed=0)
+    with pytest.raises(JobError, match="leaves no parameter free"):
+        choose_parameters(layout, ["layers.4.bias"], 1e-6, seed=0)

@@ -116,7 +116,7 @@ def test_running_again_keeps_the_earlier_run(lsr, run_directory):
     [
         ["subspace.basis=svd"],
         ["subspace.basis=svd+krylov"],
-        ["subspace.width=1", "subspace.adaptive=false"],
+        ["subspace.width=1", "subspace.adaptive=true"],
         ["subspace.basis=randomized"],
         ["subspace.basis=randomized", "subspace.test_matrix=uniform"],
         ["subspace.basis=random"],
