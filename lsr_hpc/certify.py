@@ -24,6 +24,8 @@ __all__ = ["certify", "check_basis"]
 _INEXACT_GRADIENT = 1e-8
 # True over linear residual above which the linearisation, not the rank, limits the result.
 _NONLINEAR_RATIO = 2.0
+# ||U^T r0|| / ||r0|| below which the subspace is called weak, U spanning its image J V.
+_WEAK_SPACE = 0.3
 
 
 def check_basis(prepared: PreparedProblem, basis: Basis, av: FitAndHeld) -> dict[str, float]:
@@ -151,6 +153,12 @@ def _advice(solution: Solution, residual_true: float) -> list[str]:
         advice.append(
             f"the reduced problem keeps a relative gradient of {solution.gradient:.1e}: "
             "lower subspace.rank or solver.cut"
+        )
+    if solution.residual_before > 0 and solution.explained_share < _WEAK_SPACE**2:
+        reach = math.sqrt(max(0.0, solution.explained_share))
+        advice.append(
+            f"the subspace reaches only {reach:.2g} of the norm of the residual, and no coefficients in it can "
+            'help much: use subspace.basis = "krylov", a smaller subspace.width or a larger subspace.rank'
         )
     if solution.rank and residual_true > _NONLINEAR_RATIO * solution.residual_linear:
         advice.append(

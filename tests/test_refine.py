@@ -214,3 +214,13 @@ def test_adaptive_growth_ends_on_noise_and_keeps_the_result() -> None:
     assert whole.error_after is not None
     assert grown.error_after < 1.5 * whole.error_after
     assert grown.counts["jv_columns"] < whole.counts["jv_columns"]
+
+
+def test_subspace_that_cannot_reach_the_residual_is_said() -> None:
+    chosen = replace(settings(), subspace=SubspaceSettings(rank=2, basis="random"))
+    high = problem(data=(torch.sin(40 * X),))
+    result = refine(high, settings=chosen)
+
+    reach = result.checks["explained_share"] ** 0.5
+    assert reach < 0.3
+    assert any(f"reaches only {reach:.2g} of the norm" in sentence for sentence in result.advice)
