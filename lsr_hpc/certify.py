@@ -157,7 +157,7 @@ def _advice(solution: Solution, residual_true: float) -> list[str]:
     if solution.residual_before > 0 and solution.explained_share < _WEAK_SPACE**2:
         reach = math.sqrt(max(0.0, solution.explained_share))
         advice.append(
-            f"the subspace reaches only {reach:.2g} of the norm of the residual, and no coefficients in it can "
+            f"the subspace reaches only {reach:.2g} of the residual's norm, and no coefficients in it can "
             'help much: use subspace.basis = "krylov", a smaller subspace.width or a larger subspace.rank'
         )
     if solution.rank and residual_true > _NONLINEAR_RATIO * solution.residual_linear:

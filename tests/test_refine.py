@@ -223,4 +223,4 @@ def test_subspace_that_cannot_reach_the_residual_is_said() -> None:
 
     reach = result.checks["explained_share"] ** 0.5
     assert reach < 0.3
-    assert any(f"reaches only {reach:.2g} of the norm" in sentence for sentence in result.advice)
+    assert any(f"reaches only {reach:.2g} of the residual" in sentence for sentence in result.advice)
