@@ -65,10 +65,17 @@ def test_function_fit_small_falls_a_thousandfold_inside_its_memory(lsr, tmp_path
 
 def test_refinement_is_refused_where_the_subspace_cannot_help(lsr, tmp_path):
     """Wave number 4: what training left lies outside the 400 dominant directions; held-out rows see it."""
-    result = refine(lsr, tmp_path / "run", "jobs/function_fit.toml", "--preset", "k4_small")
+    words = ["--preset", "k4_small", "--set", "subspace.basis=svd"]
+    result = refine(lsr, tmp_path / "run", "jobs/function_fit.toml", *words)
     assert (result["outcome"], result["rank"]) == ("refused", 0)
     assert result["error"]["after"] == result["error"]["before"]
     assert "no rank lowers the held-out residual" in result["advice"][0]
+
+
+def test_krylov_basis_helps_where_singular_vectors_cannot(lsr, tmp_path):
+    result = refine(lsr, tmp_path / "run", "jobs/function_fit.toml", "--preset", "k4_small")
+    assert result["error"]["after"] < 0.4 * result["error"]["before"]
+    assert_training_residual_never_rises(result)
 
 
 @pytest.mark.slow
