@@ -1,0 +1,152 @@
+"""Arms of a benchmark: each runs in a fresh process, so that memory peaks and thread counts are its own.
+
+An arm is a function ``module:function`` of this package. It takes JSON arguments and returns one measurement
+or a list of them, each a JSON dictionary; :mod:`benchmarks.worker` calls it. With ``mpi_ranks`` set it runs
+under mpiexec on that many ranks, as the product does, and the first rank's return value counts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Arm", "Measurement", "MissingPeerError", "peer", "run_arm", "tag"]
+
+Measurement = dict[str, Any]
+REPOSITORY = Path(__file__).parents[1]
+
+
+class MissingPeerError(Exception):
+    """Software to compare with is not installed; the message says how to get it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One arm of a benchmark.
+
+    Attributes:
+        name: Its name in the record.
+        function: ``"module:function"`` inside this package.
+        arguments: Keyword arguments of the function; JSON types only.
+        mpi_ranks: MPI ranks to start it on; 0 runs it as a plain process.
+        threads: Threads per process.
+        limit_s: Seconds after which it is ended.
+    """
+
+    name: str
+    function: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    mpi_ranks: int = 0
+    threads: int = 1
+    limit_s: float = 900.0
+
+
+def peer(module: str, package: str) -> Any:
+    """Import software that is compared with and need not be there.
+
+    Args:
+        module: Module to import.
+        package: What pip calls it.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingPeerError: If it is not installed.
+    """
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise MissingPeerError(f"not installed: pip install {package}")
+    return importlib.import_module(module)
+
+
+def run_arm(arm: Arm) -> list[Measurement]:
+    """Run one arm and wait for it.
+
+    Args:
+        arm: The arm.
+
+    Returns:
+        Its measurements, each with ``arm``, ``mpi_ranks``, ``threads``, ``seconds``, ``error``,
+        ``peak_rss_bytes`` and ``gemm_gflops`` (dgemm rate of all its threads just before, to see how busy
+        the machine was). One that could not be taken has ``skipped`` with the reason, and None for the rest.
+    """
+    print(f"... {arm.name}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix="lsr-bench-") as scratch:
+        task, answer = Path(scratch, "task.json"), Path(scratch, "answer.json")
+        task.write_text(json.dumps({"function": arm.function, "arguments": arm.arguments}))
+        command = [sys.executable, "-m", "benchmarks.worker", str(task), str(answer)]
+        if arm.mpi_ranks:
+            command = ["mpiexec", "-n", str(arm.mpi_ranks), *command]
+        started = time.perf_counter()
+        reason = _start_and_wait(command, arm)
+        if reason is None:
+            found: list[Measurement] = json.loads(answer.read_text())
+        else:
+            found = [{"skipped": reason}]
+        wall_s = time.perf_counter() - started
+    common = {"arm": arm.name, "mpi_ranks": arm.mpi_ranks, "threads": arm.threads, "process_s": wall_s}
+    nothing = {"seconds": None, "error": None, "peak_rss_bytes": None, "gemm_gflops": None}
+    return [{**common, **nothing, **measurement} for measurement in found]
+
+
+def _start_and_wait(command: list[str], arm: Arm) -> str | None:
+    """Run a command to its end; returns why it gave nothing, or None."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env=_environment(arm),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=arm.limit_s,
+        )
+    except FileNotFoundError as error:
+        return f"{error.filename} not found: see docs/install.md"
+    except subprocess.TimeoutExpired:
+        return f"over the time limit of {arm.limit_s:.0f} s"
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        telling = [line for line in lines if "Error" in line] or lines
+        return f"failed: {telling[-1]}"
+    return None
+
+
+def _environment(arm: Arm) -> dict[str, str]:
+    """Thread counts for every library, and what Open MPI wants in containers and on shared cores."""
+    launcher = {
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "OMPI_MCA_hwloc_base_binding_policy": "none",
+        "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+    }
+    if arm.mpi_ranks > (os.cpu_count() or 1):
+        launcher["OMPI_MCA_mpi_yield_when_idle"] = "1"
+    if os.geteuid() == 0:
+        launcher |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI", "PRTE_"))}
+    return inherited | launcher | dict.fromkeys(variables, str(arm.threads)) | {"PYTHONPATH": path}
+
+
+def tag(measurements: list[Measurement], **extra: Any) -> list[Measurement]:
+    """Add the same entries to several measurements.
+
+    Args:
+        measurements: Measurements.
+        **extra: What to add.
+
+    Returns:
+        New measurements.
+    """
+    return [{**measurement, **extra} for measurement in measurements]
