@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Arm", "Measurement", "MissingPeerError", "peer", "run_arm", "tag"]
+__all__ = ["Arm", "Measurement", "MissingPeerError", "best_of", "peer", "run_arm", "tag"]
 
+T = TypeVar("T")
 Measurement = dict[str, Any]
 REPOSITORY = Path(__file__).parents[1]
 
@@ -150,3 +152,35 @@ def tag(measurements: list[Measurement], **extra: Any) -> list[Measurement]:
         New measurements.
     """
     return [{**measurement, **extra} for measurement in measurements]
+
+
+def best_of(
+    action: Callable[[], T], comm: Any = None, repeats: int = 3, enough_s: float = 2.5
+) -> tuple[float, T]:
+    """Time an action several times and keep the best, which other programs on the machine disturb least.
+
+    Args:
+        action: What to time.
+        comm: Communicator where the action is collective; ranks start together and wait for the last.
+        repeats: Largest number of times.
+        enough_s: No further repeat once this much time is spent.
+
+    Returns:
+        The smallest seconds, equal on all ranks, and the last result.
+
+    Collective: all ranks of ``comm`` where one is given.
+    """
+    best = spent = 0.0
+    for done in range(repeats):
+        if comm is not None:
+            comm.Barrier()
+        started = time.perf_counter()
+        result = action()
+        seconds = time.perf_counter() - started
+        if comm is not None:
+            seconds = max(comm.allgather(seconds))
+        best = min(best, seconds) if done else seconds
+        spent += seconds
+        if spent > enough_s:
+            break
+    return best, result
