@@ -41,7 +41,7 @@ class Record:
         name: The benchmark.
         preset: Its size.
         arms: One entry per measurement.
-        ratios: Ratios between arms of this run; greater than 1 is in favour of ours.
+        ratios: Ratios between arms of this run; those of others to ours favour ours above 1.
         notes: Sentences that belong under the table.
         command: How it was started.
     """
@@ -134,7 +134,7 @@ def table(record: Record, columns: Sequence[Column]) -> str:
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + " |" for r in rows]
     lines += [f"{_label(m)}: {m['skipped']}" for m in record.arms if "skipped" in m]
     if record.ratios:
-        lines += ["", "ratios (above 1: ours is better)"]
+        lines += ["", "ratios (of others to ours: above 1 ours is better)"]
         lines += [f"  {name:<60s} {value:8.3g}" for name, value in record.ratios.items()]
     return "\n".join([*lines, *([""] if record.notes else []), *record.notes])
 
