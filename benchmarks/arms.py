@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["Arm", "Measurement", "MissingPeerError", "best_of", "peer", "run_arm", "tag"]
+__all__ = ["Arm", "Measurement", "MissingPeerError", "best_of", "completed", "peer", "run_arm", "tag"]
 
 T = TypeVar("T")
 Measurement = dict[str, Any]
@@ -77,9 +77,7 @@ def run_arm(arm: Arm) -> list[Measurement]:
         arm: The arm.
 
     Returns:
-        Its measurements, each with ``arm``, ``mpi_ranks``, ``threads``, ``seconds``, ``error``,
-        ``peak_rss_bytes`` and ``gemm_gflops`` (dgemm rate of all its threads just before, to see how busy
-        the machine was). One that could not be taken has ``skipped`` with the reason, and None for the rest.
+        Its measurements, as :func:`completed` leaves them.
     """
     print(f"... {arm.name}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="lsr-bench-") as scratch:
@@ -95,6 +93,22 @@ def run_arm(arm: Arm) -> list[Measurement]:
         else:
             found = [{"skipped": reason}]
         wall_s = time.perf_counter() - started
+    return completed(arm, found, wall_s)
+
+
+def completed(arm: Arm, found: list[Measurement], wall_s: float) -> list[Measurement]:
+    """Give every measurement of an arm the entries that all have.
+
+    Args:
+        arm: The arm.
+        found: What its function measured.
+        wall_s: Seconds of its whole process.
+
+    Returns:
+        Measurements with ``arm``, ``mpi_ranks``, ``threads``, ``process_s``, ``seconds``, ``error``,
+        ``peak_rss_bytes`` and ``gemm_gflops`` (dgemm rate of all its threads just before, to see how busy
+        the machine was). One that could not be taken has ``skipped`` with the reason, and None for the rest.
+    """
     common = {"arm": arm.name, "mpi_ranks": arm.mpi_ranks, "threads": arm.threads, "process_s": wall_s}
     nothing = {"seconds": None, "error": None, "peak_rss_bytes": None, "gemm_gflops": None}
     return [{**common, **nothing, **measurement} for measurement in found]

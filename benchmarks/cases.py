@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jacrev, jvp, vmap
+from torch.func import functional_call, jacrev, vmap
 
 from lsr_hpc import Problem
+from lsr_hpc.autodiff import push_forward
 from lsr_hpc.job import build_problem, load_job
 from lsr_hpc.params import ParameterLayout
 from lsr_hpc.rows import LocalRows, Segment
@@ -167,7 +168,7 @@ def score(linear: Linearised, delta: Tensor) -> dict[str, float | None]:
     tangents = linear.layout.unflatten(delta.double())
 
     def root_mean_square(residual: Callable[[Tensors], Tensor]) -> float:
-        value, change = jvp(residual, (linear.theta0,), (tangents,))
+        value, change = push_forward(residual, linear.theta0, tangents)
         return float((value + change).norm())
 
     figures: dict[str, float | None] = {"error": None, "held_out": None}
@@ -179,7 +180,7 @@ def score(linear: Linearised, delta: Tensor) -> dict[str, float | None]:
         evaluation = linear.problem.evaluation
         if evaluation is not None:
             inputs = tuple(t.double() for t in evaluation.inputs)
-            value, change = jvp(lambda p: linear.field(p)(*inputs), (linear.theta0,), (tangents,))
+            value, change = push_forward(lambda p: linear.field(p)(*inputs), linear.theta0, tangents)
             reference = evaluation.reference.double()
             difference = (value + change).reshape(reference.shape) - reference
             figures["error"] = float(difference.norm() / reference.norm())

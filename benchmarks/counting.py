@@ -52,7 +52,7 @@ def counting(comm: Any) -> tuple[Any, Traffic]:
 
     traffic = Traffic()
 
-    class CountingComm(MPI.Intracomm):  # type: ignore[misc]
+    class CountingComm(MPI.Intracomm):
         # petsc4py knows a communicator by the module of its class.
         __module__ = "mpi4py.MPI"
 
@@ -60,8 +60,10 @@ def counting(comm: Any) -> tuple[Any, Traffic]:
             super().Allgatherv(sendbuf, recvbuf)
             traffic.add(recvbuf[0].nbytes - sendbuf.nbytes, self.size - 1)
 
-        def Reduce_scatter(self, sendbuf: Any, recvbuf: Any, recvcounts: Any) -> None:
-            super().Reduce_scatter(sendbuf, recvbuf, recvcounts)
+        def Reduce_scatter(
+            self, sendbuf: Any, recvbuf: Any, recvcounts: Any = None, op: Any = MPI.SUM
+        ) -> None:
+            super().Reduce_scatter(sendbuf, recvbuf, recvcounts, op)
             traffic.add(recvbuf.nbytes * (self.size - 1), self.size - 1)
 
         def Gather(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:

@@ -38,7 +38,7 @@ _FIT, _ANTI = "jobs/function_fit.toml", "jobs/antiderivative.toml"
 # case -> (job, preset, overrides, rank of the recipe; None takes the job's)
 _CASES: dict[str, dict[str, tuple[str, str | None, list[str], int | None]]] = {
     "tiny": {
-        "function fit": (_FIT, "small", ["problem.args.points=400", "subspace.rank=30"], None),
+        "function fit": (_FIT, "small", ["problem.args.points=200", "subspace.rank=30"], None),
     },
     "small": {
         "function fit": (_FIT, "small", ["problem.args.points=2000", "subspace.rank=150"], None),
@@ -150,8 +150,8 @@ def ours(case: Case) -> Measurement:
     """
     from mpi4py import MPI
 
-    from lsr_hpc import refine
     from lsr_hpc.petsc import start
+    from lsr_hpc.refine import refine
 
     start()
     problem, settings = load(case)
@@ -167,6 +167,7 @@ def ours(case: Case) -> Measurement:
         "rank_max": result.rank_max,
         "outcome": result.outcome.value,
         "rows": result.counts["rows"],
+        "held_out_rows": result.counts["held_out_rows"],
         "params": result.counts["params"],
         "phases": result.seconds,
         "detail": result.detail,

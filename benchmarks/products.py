@@ -136,7 +136,8 @@ def _beside_dgemm(product: Callable[[], Tensor], enough_s: float = 1.5) -> tuple
     Returns:
         Seconds of the product, Gflop/s of dgemm right before and after it, and the product's last result.
     """
-    pairs, until = [], time.perf_counter() + enough_s
+    pairs: list[tuple[float, float]] = []
+    until = time.perf_counter() + enough_s
     before = gemm_gflops(seconds=0.05)
     while not pairs or time.perf_counter() < until:
         started = time.perf_counter()
@@ -196,12 +197,12 @@ def _plain(model: nn.Module, x: Tensor) -> tuple[Product, Product]:
     def jv(v: Tensor) -> Tensor:
         with torch.no_grad():
             push = vmap(lambda t: jvp(f, (theta0,), (layout.unflatten(t),))[1])
-            return torch.cat([push(chunk) for chunk in v.split(_CHUNK)])
+            return torch.cat([push(chunk) for chunk in torch.split(v, _CHUNK)])
 
     def jtu(u: Tensor) -> Tensor:
         with torch.no_grad():
             pull = vjp(f, theta0)[1]
-            return torch.cat([layout.flatten(vmap(pull)(chunk)[0]) for chunk in u.split(_CHUNK)])
+            return torch.cat([layout.flatten(vmap(pull)(chunk)[0]) for chunk in torch.split(u, _CHUNK)])
 
     return jv, jtu
 
@@ -216,7 +217,7 @@ def _curvlinops(model: nn.Module, x: Tensor) -> tuple[Product, Product]:
     backward = library.TransposedJacobianLinearOperator(model, parameters, data, **words)
 
     def times(operator: Any, panel: Tensor) -> Tensor:
-        return torch.cat([(operator @ chunk.T).T for chunk in panel.split(_CHUNK)])
+        return torch.cat([(operator @ chunk.T).T for chunk in torch.split(panel, _CHUNK)])
 
     return lambda v: times(forward, v), lambda u: times(backward, u)
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vmap
 
 from benchmarks.cases import Linearised
+from lsr_hpc.autodiff import pull_back, push_forward
 
 __all__ = ["published_recipe"]
 
@@ -39,11 +40,11 @@ def published_recipe(
     residual, theta0, layout = linear.residual, linear.theta0, linear.layout
 
     def push(v: Tensor) -> Tensor:
-        return jvp(residual, (theta0,), (layout.unflatten(v),))[1]
+        return push_forward(residual, theta0, layout.unflatten(v))[1]
 
     def j_times(v: Tensor) -> Tensor:
         """``J V`` for V of shape (columns, P), as (N, columns)."""
-        return torch.cat([vmap(push)(chunk) for chunk in v.split(columns_per_chunk)]).T
+        return torch.cat([vmap(push)(chunk) for chunk in torch.split(v, columns_per_chunk)]).T
 
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
@@ -52,11 +53,12 @@ def published_recipe(
         # Steps 1 and 2: sketch the range of J.
         q = torch.linalg.qr(j_times(omega))[0]
         # Step 3: back to parameter space.
-        r0, pull = vjp(residual, theta0)
-        b = torch.cat([layout.flatten(vmap(pull)(chunk)[0]) for chunk in q.T.split(columns_per_chunk)])
+        r0, pull = pull_back(residual, theta0)
+        b = torch.cat([layout.flatten(vmap(pull)(chunk)) for chunk in torch.split(q.T, columns_per_chunk)])
         # Step 4: the SVD of the whole (r + p) x P block, and directions scaled by 1 / singular value.
         _, s, w = torch.linalg.svd(b, full_matrices=False)
         v = w[:rank] / s[:rank, None]
         # Steps 5 to 7: the reduced matrix by a second sweep of jvps, the library's least squares.
         c = torch.linalg.lstsq(j_times(v), -r0[:, None], rcond=1e-15).solution[:, 0]
-        return c @ v
+        delta: Tensor = c @ v
+        return delta

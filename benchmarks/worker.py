@@ -13,7 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["gemm_gflops", "main"]
+import torch
+
+from benchmarks.arms import Measurement, MissingPeerError
+from lsr_hpc.plan import peak_rss_bytes
+
+__all__ = ["call", "gemm_gflops", "main"]
 
 
 def gemm_gflops(n: int = 768, seconds: float = 0.2) -> float:
@@ -26,8 +31,6 @@ def gemm_gflops(n: int = 768, seconds: float = 0.2) -> float:
     Returns:
         Gflop/s.
     """
-    import torch
-
     a = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     out = torch.empty_like(a)
     best, until = float("inf"), time.perf_counter() + seconds
@@ -38,6 +41,30 @@ def gemm_gflops(n: int = 768, seconds: float = 0.2) -> float:
     return 2.0 * n**3 / best / 1e9
 
 
+def call(function: str, arguments: Measurement, comm: Any = None) -> list[Measurement]:
+    """Call an arm's function.
+
+    Args:
+        function: ``"module:function"`` inside this package.
+        arguments: Its keyword arguments.
+        comm: Communicator of the ranks that call it together, or None.
+
+    Returns:
+        What it measured, with the process's memory peak and the dgemm rate of all ranks before it.
+
+    Collective: all ranks of ``comm`` where one is given.
+    """
+    module, _, name = function.partition(":")
+    rates = [gemm_gflops()] if comm is None else comm.allgather(gemm_gflops())
+    try:
+        found: Any = getattr(importlib.import_module(f"benchmarks.{module}"), name)(**arguments)
+    except MissingPeerError as error:
+        found = {"skipped": str(error)}
+    peaks = [peak_rss_bytes()] if comm is None else comm.allgather(peak_rss_bytes())
+    common = {"gemm_gflops": sum(rates), "peak_rss_bytes": max(peaks)}
+    return [{**common, **m} for m in (found if isinstance(found, list) else [found])]
+
+
 def main(task_file: Path, answer_file: Path) -> None:
     """Run a task and write what it measured.
 
@@ -45,25 +72,12 @@ def main(task_file: Path, answer_file: Path) -> None:
         task_file: ``{"function": "module:function", "arguments": {...}}``.
         answer_file: Where the list of measurements goes.
     """
-    import torch
-
-    from benchmarks.arms import MissingPeerError
-    from lsr_hpc.plan import peak_rss_bytes
-
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     task = json.loads(task_file.read_text())
-    module, _, function = task["function"].partition(":")
     comm = _world()
-    rates = [gemm_gflops()] if comm is None else comm.allgather(gemm_gflops())
-    try:
-        found: Any = getattr(importlib.import_module(f"benchmarks.{module}"), function)(**task["arguments"])
-    except MissingPeerError as error:
-        found = {"skipped": str(error)}
-    peaks = [peak_rss_bytes()] if comm is None else comm.allgather(peak_rss_bytes())
+    found = call(task["function"], task["arguments"], comm)
     if comm is None or comm.rank == 0:
-        measurements = found if isinstance(found, list) else [found]
-        common = {"gemm_gflops": sum(rates), "peak_rss_bytes": max(peaks)}
-        answer_file.write_text(json.dumps([{**common, **m} for m in measurements], allow_nan=False))
+        answer_file.write_text(json.dumps(found, allow_nan=False))
 
 
 def _world() -> Any:
