@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -86,30 +87,40 @@ def run_arm(arm: Arm) -> list[Measurement]:
         command = [sys.executable, "-m", "benchmarks.worker", str(task), str(answer)]
         if arm.mpi_ranks:
             command = ["mpiexec", "-n", str(arm.mpi_ranks), *command]
-        started = time.perf_counter()
+        started, busy, own = time.perf_counter(), _busy_seconds(), _children_seconds()
         reason = _start_and_wait(command, arm)
         if reason is None:
             found: list[Measurement] = json.loads(answer.read_text())
         else:
             found = [{"skipped": reason}]
         wall_s = time.perf_counter() - started
-    return completed(arm, found, wall_s)
+        elsewhere = (_busy_seconds() - busy) - (_children_seconds() - own)
+    return completed(arm, found, wall_s, max(0.0, elsewhere / wall_s))
 
 
-def completed(arm: Arm, found: list[Measurement], wall_s: float) -> list[Measurement]:
+def completed(
+    arm: Arm, found: list[Measurement], wall_s: float, foreign_cores: float = 0.0
+) -> list[Measurement]:
     """Give every measurement of an arm the entries that all have.
 
     Args:
         arm: The arm.
         found: What its function measured.
         wall_s: Seconds of its whole process.
+        foreign_cores: Cores that other programs of the machine kept busy meanwhile.
 
     Returns:
-        Measurements with ``arm``, ``mpi_ranks``, ``threads``, ``process_s``, ``seconds``, ``error``,
-        ``peak_rss_bytes`` and ``gemm_gflops`` (dgemm rate of all its threads just before, to see how busy
-        the machine was). One that could not be taken has ``skipped`` with the reason, and None for the rest.
+        Measurements with ``arm``, ``mpi_ranks``, ``threads``, ``process_s``, ``foreign_cores``,
+        ``seconds``, ``error``, ``peak_rss_bytes`` and ``gemm_gflops`` (dgemm rate of all its threads just
+        before). One that could not be taken has ``skipped`` with the reason, and None for the rest.
     """
-    common = {"arm": arm.name, "mpi_ranks": arm.mpi_ranks, "threads": arm.threads, "process_s": wall_s}
+    common = {
+        "arm": arm.name,
+        "mpi_ranks": arm.mpi_ranks,
+        "threads": arm.threads,
+        "process_s": wall_s,
+        "foreign_cores": foreign_cores,
+    }
     nothing = {"seconds": None, "error": None, "peak_rss_bytes": None, "gemm_gflops": None}
     return [{**common, **nothing, **measurement} for measurement in found]
 
@@ -137,6 +148,20 @@ def _start_and_wait(command: list[str], arm: Arm) -> str | None:
     return None
 
 
+def _busy_seconds() -> float:
+    """CPU seconds that all cores of the machine have worked so far, whoever for."""
+    user, nice, system, _idle, _iowait, *rest = map(
+        int, Path("/proc/stat").read_text(encoding="ascii").split("\n")[0].split()[1:]
+    )
+    # Interrupts and time taken by other virtual machines; guest time is already part of user time.
+    return (user + nice + system + sum(rest[:3])) / os.sysconf("SC_CLK_TCK")
+
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def _environment(arm: Arm) -> dict[str, str]:
     """Thread counts for every library, and what Open MPI wants in containers and on shared cores."""
     launcher = {
@@ -144,9 +169,9 @@ def _environment(arm: Arm) -> dict[str, str]:
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "OMPI_MCA_hwloc_base_binding_policy": "none",
         "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+        # A rank that waits must not keep the other one off its core where cores are shared.
+        "OMPI_MCA_mpi_yield_when_idle": "1",
     }
-    if arm.mpi_ranks > (os.cpu_count() or 1):
-        launcher["OMPI_MCA_mpi_yield_when_idle"] = "1"
     if os.geteuid() == 0:
         launcher |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

@@ -27,6 +27,7 @@ COLUMNS = (
     Column("error_before", "error before", ".2e"),
     Column("error", "after", ".2e"),
     Column("seconds", "s"),
+    Column("foreign_cores", "foreign cores", ".1f"),
 )
 
 # job, its preset, settings, budget of each rank

@@ -32,6 +32,7 @@ COLUMNS = (
     Column("seconds_to_recipe_error", "s to recipe's error"),
     Column("peak_rss_bytes", "peak MiB", ".0f", 2**-20),
     Column("gemm_gflops", "dgemm GF/s", ".0f"),
+    Column("foreign_cores", "foreign cores", ".1f"),
 )
 
 _FIT, _ANTI = "jobs/function_fit.toml", "jobs/antiderivative.toml"

@@ -40,6 +40,7 @@ COLUMNS = (
     Column("jtu_share", "J^T U / dgemm", ".2f"),
     Column("error", "error", ".0e"),
     Column("peak_rss_bytes", "peak MiB", ".0f", 2**-20),
+    Column("foreign_cores", "foreign cores", ".1f"),
 )
 
 # Network 2 - width x 6 - 1 as in the function fit; rows and columns of one product.

@@ -31,6 +31,7 @@ COLUMNS = (
     Column("refine_messages", "messages", "d"),
     Column("error", "error", ".2e"),
     Column("peak_rss_bytes", "peak MiB", ".0f", 2**-20),
+    Column("foreign_cores", "foreign cores", ".1f"),
 )
 
 _JOB = "jobs/function_fit.toml"

@@ -42,6 +42,7 @@ COLUMNS = (
     Column("directions", "directions", "d"),
     Column("peak_rss_bytes", "peak MiB", ".0f", 2**-20),
     Column("gemm_gflops", "dgemm GF/s", ".0f"),
+    Column("foreign_cores", "foreign cores", ".1f"),
 )
 
 _JOB = "jobs/function_fit.toml"
