@@ -48,7 +48,7 @@ COLUMNS = (
 _JOB = "jobs/function_fit.toml"
 _OVERRIDES = {
     "tiny": ["problem.args.points=150", "subspace.rank=10"],
-    "small": ["problem.args.points=2000", "subspace.rank=100"],
+    "small": ["problem.args.points=1500", "subspace.rank=100"],
     "full": [],
 }
 # Every name that the project has, or may come to have; the settings themselves say which exist.
