@@ -116,5 +116,5 @@ def draw(record: Record, figure: Any) -> None:
     bars = {"J, if stored": first["jacobian_bytes"], "budget of a rank": first["budget_bytes"]}
     bars |= {f"peak of {a['arm']}": a["peak_rss_bytes"] for a in measured}
     axes.barh(list(bars), [b / 2**30 for b in bars.values()])
-    axes.set(xlabel="GiB", xscale="log")
+    axes.set(xlabel="GiB")
     axes.grid(axis="x", alpha=0.3)

@@ -241,7 +241,9 @@ def draw(record: Record, figure: Any) -> None:
             points = [a for a in record.arms if a["arm"] == name and a.get(key)]
             if points:
                 axes.plot([p["width"] for p in points], [p[key] for p in points], "o-", label=name)
-        axes.set(xlabel="width of the network", title="J V" if key == "jv_share" else "J^T U", ylim=(0, None))
+        axes.set(xlabel="width of the network", title="J V" if key == "jv_share" else "J^T U")
         axes.set_ylabel("rate / dgemm rate")
         axes.grid(alpha=0.3)
+    # Shared by both panels, so only after both are drawn.
+    axes.set_ylim(0, None)
     axes.legend(fontsize="small")
