@@ -20,7 +20,8 @@ from torch.func import functional_call, jacrev, vmap
 
 from lsr_hpc import Problem
 from lsr_hpc.autodiff import push_forward
-from lsr_hpc.job import build_problem, load_job
+from lsr_hpc.build import build_problem
+from lsr_hpc.job import load_job
 from lsr_hpc.params import ParameterLayout
 from lsr_hpc.rows import LocalRows, Segment
 from lsr_hpc.settings import RefineSettings

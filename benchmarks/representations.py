@@ -32,5 +32,5 @@ def _by_setting(name: str) -> Constructor:
 
 
 REPRESENTATIONS: dict[str, Constructor] = {
-    "matrix_free": _by_setting("matrix_free"),
+    name: _by_setting(name) for name in ("matrix_free", "factored", "explicit")
 }

