@@ -240,7 +240,7 @@ def test_a_value_that_is_not_finite_is_named_with_its_block_and_point(
     for rank in range(n_ranks):
         local = local_rows(spoiled, rank, n_ranks, model)
         try:
-            local.residual(model.field())
+            local.require_finite(local.residual(model.field()), "is")
         except JobError as error:
             errors.append(str(error))
 

@@ -44,7 +44,7 @@ def test_result_file_holds_what_the_contract_names(run_directory):
     result = json.loads((run_directory / "result.json").read_text())
     assert result["status"] == "done"
     assert (result["world_size"], result["rows"], result["params"]) == (3, 1001, 25550)
-    assert (result["basis"], result["jacobian"], result["solver"]) == ("krylov", "matrix_free", "tsqr")
+    assert (result["basis"], result["jacobian"], result["solver"]) == ("krylov", "factored", "tsqr")
     assert result["dtype"] == "float64"
     assert {"total", "jacobian", "basis", "solve"} <= set(result["seconds"])
     assert {"petsc", "slepc", "mpi", "torch"} <= set(result["versions"])
