@@ -295,6 +295,8 @@ def draw(record: Record, figure: Any) -> None:
         record: The record.
         figure: Matplotlib figure.
     """
+    from matplotlib.ticker import LogLocator
+
     cases = list(dict.fromkeys(m["case"] for m in record.arms))
     for axes, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
         for arm in record.arms:
@@ -306,5 +308,9 @@ def draw(record: Record, figure: Any) -> None:
                     [p["seconds"] for p in points], [p["error"] for p in points], line, label=arm["arm"]
                 )
         axes.set(title=case, xlabel="seconds", ylabel="relative L2 error")
+        # Plain numbers at 1, 2, 5: the range may be less than a decade.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.grid(which="both", alpha=0.3)
         axes.legend(fontsize="small")

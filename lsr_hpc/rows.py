@@ -172,6 +172,10 @@ class FitAndHeld:
     fit: NDArray[np.float64]
     held: NDArray[np.float64]
 
+    def first(self, n: int) -> FitAndHeld:
+        """Views of the first n along the first axis."""
+        return FitAndHeld(self.fit[:n], self.held[:n])
+
 
 def points_at_once(numbers_per_point: int) -> int:
     """Points to evaluate in one pass so that the temporaries stay near 32 MiB.

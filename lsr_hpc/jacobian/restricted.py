@@ -43,8 +43,8 @@ def choose_parameters(layout: ParameterLayout, names: Sequence[str], fraction: f
     for pattern in names:
         if not any(fnmatchcase(name, pattern) for name in layout.names):
             raise JobError(
-                f"subspace.parameters: {pattern!r} fits no trainable parameter; they are "
-                f"{', '.join(layout.names)}"
+                f"subspace.parameters: {pattern!r} fits no trainable parameter; their names are like "
+                f"{', '.join(layout.names[:: max(1, len(layout.names) // 6)])}"
             )
     free = torch.cat([
         torch.full(

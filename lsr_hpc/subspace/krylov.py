@@ -83,8 +83,7 @@ def krylov_basis(
     transposed = PETSc.Mat().createTranspose(mat)
     factor = PETSc.Mat().createDense((rank, rank), comm=PETSc.COMM_SELF)
     factor.setUp()
-    fit: list[Array] = []
-    held: list[Array] = []
+    image = FitAndHeld(np.empty((rank, jacobian.local.n_rows)), np.empty((rank, held_jacobian.local.n_rows)))
     with (
         destroying(transposed, mat, factor),
         translated_errors("block Krylov"),
@@ -98,9 +97,9 @@ def krylov_basis(
             directions.setActiveColumns(block.start, block.stop)
             directions.matMult(mat, images)
             with _columns(images, slice(0, block.stop - block.start)) as panel:
-                fit.append(panel[: jacobian.local.n_rows].T.copy())
+                image.fit[block] = panel[: jacobian.local.n_rows].T
             with _columns(directions, block) as panel:
-                held.append(held_jacobian.jv(panel[: hi - lo].T))
+                image.held[block] = held_jacobian.jv(panel[: hi - lo].T)
 
         start = 0
         while given is not None and start < len(given):
@@ -124,17 +123,16 @@ def krylov_basis(
             images.matMult(transposed, directions)
             _orthonormalise_against_leading(directions, factor, block)
             take_in(block)
-            source, start = fit[-1], block.stop
-            if is_enough(FitAndHeld(np.vstack(fit), np.vstack(held))):
+            source, start = image.fit[block], block.stop
+            if is_enough(image.first(start)):
                 break
         with _columns(directions, slice(0, start)) as panel:
             v_local = panel[: hi - lo].T.copy()
-    image = FitAndHeld(np.vstack(fit), np.vstack(held))
     depth = -(-(start - (0 if given is None else len(given))) // width)
     detail = f"block Krylov from J^T r0 in SLEPc basis vectors, {depth} blocks of {width}"
     if given is not None:
         detail += f" behind {len(given)} given directions"
-    return Basis(v_local, None, check_orthonormal(comm, v_local), detail, image)
+    return Basis(v_local, None, check_orthonormal(comm, v_local), detail, image.first(start))
 
 
 def _orthonormalise_against_leading(directions: Any, factor: Any, block: slice) -> None:

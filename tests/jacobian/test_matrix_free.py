@@ -419,7 +419,9 @@ def test_parameters_are_chosen_by_name_and_by_chance() -> None:
     assert not torch.equal(by_chance, choose_parameters(layout, [], 0.3, seed=1))
     both = choose_parameters(layout, ["layers.2.weight"], 0.5, seed=0)
     assert {layout.owner(int(i)) for i in both} == {"layers.2.weight"}
-    with pytest.raises(JobError, match=r"'layer.2' fits no trainable parameter; they are layers.0.weight"):
+    with pytest.raises(
+        JobError, match=r"'layer.2' fits no trainable parameter; their names are like layers.0.weight"
+    ):
         choose_parameters(layout, ["layer.2"], 1.0, seed=0)
     with pytest.raises(JobError, match="leaves no parameter free"):
         choose_parameters(layout, ["layers.4.bias"], 1e-6, seed=0)
