@@ -24,6 +24,8 @@ __all__ = ["certify", "check_basis"]
 _INEXACT_GRADIENT = 1e-8
 # True over linear residual above which the linearisation, not the rank, limits the result.
 _NONLINEAR_RATIO = 2.0
+# Share of the start residual below which both are rounding.
+_ROUNDING = 1e-10
 # ||U^T r0|| / ||r0|| below which the subspace is called weak, U spanning its image J V.
 _WEAK_SPACE = 0.3
 
@@ -160,7 +162,8 @@ def _advice(solution: Solution, residual_true: float) -> list[str]:
             f"the subspace reaches only {reach:.2g} of the residual's norm, and no coefficients in it can "
             'help much: use subspace.basis = "krylov", a smaller subspace.width or a larger subspace.rank'
         )
-    if solution.rank and residual_true > _NONLINEAR_RATIO * solution.residual_linear:
+    floor = max(_NONLINEAR_RATIO * solution.residual_linear, _ROUNDING * solution.residual_before)
+    if solution.rank and residual_true > floor:
         advice.append(
             f"the true residual {residual_true:.1e} stays above the linear one "
             f"{solution.residual_linear:.1e}: the residual is nonlinear in u, and more rank will not help"

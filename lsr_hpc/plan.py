@@ -9,7 +9,9 @@ are fixed by rows, parameters and rank; what remains is shared between the repli
 
 from __future__ import annotations
 
+import ctypes
 import resource
+from contextlib import suppress
 from dataclasses import dataclass
 
 from lsr_hpc.errors import JobError
@@ -24,10 +26,16 @@ _COLUMNS_PER_TILE = 64
 _COLUMNS_PER_CHUNK = 128
 # Replicated (b, P) buffers alive at once in one product: partial sums, their packed copy, tile gradients.
 _EXCHANGE_COPIES = 4
+# (b, N_local) buffers: the product, and its copy beside the residual's components.
+_ROW_COPIES = 2
+# Copies of J V: itself and TSQR's stack; KSP adds its matrix, the scaled rows, and fitted over held-out rows.
+_IMAGE_COPIES, _IMAGE_COPIES_KSP = 2, 5
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process now, in bytes."""
+    """Resident memory of this process now, in bytes, once freed memory has gone back to the system."""
+    with suppress(AttributeError, OSError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
@@ -150,19 +158,26 @@ def panel_bytes(
         items["basis V"] = 8 * p_local * k
         parameter_columns, row_columns = _work_columns(settings.subspace)
         items["basis work space"] = 8 * (p_local * parameter_columns + n_rows_local * row_columns)
-        items["J V"] = 8 * 2 * (n_rows_local + n_held_local) * k
+        copies = _IMAGE_COPIES if settings.solver.type == "tsqr" else _IMAGE_COPIES_KSP
+        items["J V"] = 8 * copies * (n_rows_local + n_held_local) * k
         items["reduced factor"] = 8 * 8 * (k + 1) ** 2
     return items
 
 
 def make_plan(
-    settings: RefineSettings, items: dict[str, int], *, n_parameters: int, numbers_per_point: int
+    settings: RefineSettings,
+    items: dict[str, int],
+    *,
+    n_rows_local: int,
+    n_parameters: int,
+    numbers_per_point: int,
 ) -> MemoryPlan:
     """Share out what the panels leave.
 
     Args:
         settings: The job's settings.
         items: Bytes that are spoken for, by use.
+        n_rows_local: Largest number of fitted rows on a rank.
         n_parameters: P.
         numbers_per_point: Largest count of temporaries of one point and one column.
 
@@ -174,7 +189,7 @@ def make_plan(
     """
     budget = parse_bytes(settings.compute.memory_per_rank)
     free = budget - sum(items.values())
-    exchange_per_column = 8 * _EXCHANGE_COPIES * n_parameters
+    exchange_per_column = 8 * (_EXCHANGE_COPIES * n_parameters + _ROW_COPIES * n_rows_local)
     tile_per_column = 8 * numbers_per_point
     if free < exchange_per_column + tile_per_column:
         needed = sum(items.values()) + exchange_per_column + tile_per_column

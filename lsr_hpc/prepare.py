@@ -17,7 +17,8 @@ from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.jacobian.choice import Candidate, Structures, build, candidates, choose
 from lsr_hpc.jacobian.examine import NotFactored, examine_blocks
-from lsr_hpc.jacobian.operator import DistributedJacobian
+from lsr_hpc.jacobian.explicit import why_not_explicit
+from lsr_hpc.jacobian.operator import DistributedJacobian, JacobianOperator
 from lsr_hpc.jacobian.probe import BlockProbe, probe_block
 from lsr_hpc.jacobian.restricted import RestrictedJacobian, choose_parameters
 from lsr_hpc.plan import MemoryPlan, make_plan, panel_bytes, rss_bytes, workload
@@ -121,12 +122,11 @@ def prepare(problem: Problem, comm: MPI.Comm, settings: RefineSettings) -> Prepa
         ),
     )
 
-    def distributed(rows: LocalRows) -> DistributedJacobian:
+    def operator(rows: LocalRows) -> JacobianOperator:
         local = build(choice, model, rows, checked.structures, plan)
-        if checked.free is not None:
-            local = RestrictedJacobian(local, checked.free)
-        return DistributedJacobian(comm, local, plan.columns_per_chunk)
+        return local if checked.free is None else RestrictedJacobian(local, checked.free)
 
+    jacobian, held_jacobian = agree(comm, lambda: (operator(fit), operator(held)))
     return PreparedProblem(
         problem=problem,
         settings=checked.settings,
@@ -136,8 +136,8 @@ def prepare(problem: Problem, comm: MPI.Comm, settings: RefineSettings) -> Prepa
         held_rows=checked.held,
         fit=fit,
         held=held,
-        jacobian=distributed(fit),
-        held_jacobian=distributed(held),
+        jacobian=DistributedJacobian(comm, jacobian, plan.columns_per_chunk),
+        held_jacobian=DistributedJacobian(comm, held_jacobian, plan.columns_per_chunk),
         representation=choice,
         candidates=found,
         plan=plan,
@@ -154,6 +154,7 @@ class _Checked:
     fit: RowSet
     held: RowSet
     structures: Structures
+    why_not_explicit: str
 
     @property
     def n_free(self) -> int:
@@ -176,14 +177,17 @@ def _check(problem: Problem, settings: RefineSettings, device: torch.device, mpi
     free = (
         choose_parameters(model.layout, s.parameters, s.parameter_fraction, s.seed) if is_restricted else None
     )
+    both = {block.name: (block, probe) for rows in (fit, held) for block, probe in rows.members}
+    why_not = ""
+    if settings.compute.jacobian in {"auto", "explicit"}:
+        why_not = next((w for b, p in both.values() if (w := why_not_explicit(b, p, model))), "")
     structures: Structures = NotFactored("not asked for")
     if settings.compute.jacobian in {"auto", "factored"}:
-        both = {block.name: (block, probe) for rows in (fit, held) for block, probe in rows.members}
         structures = examine_blocks([b for b, _ in both.values()], [p for _, p in both.values()], model)
         if isinstance(structures, NotFactored) and mpi_rank == 0:
             log.warning("J is not factored: %s", structures.reason)
     n_free = model.layout.size if free is None else len(free)
-    return _Checked(_fitting_sizes(settings, fit, n_free), model, free, fit, held, structures)
+    return _Checked(_fitting_sizes(settings, fit, n_free), model, free, fit, held, structures, why_not)
 
 
 def _plan(
@@ -208,14 +212,24 @@ def _plan(
     )
     free_bytes = parse_bytes(settings.compute.memory_per_rank) - sum(items.values())
     found = candidates(
-        checked.fit, checked.held, checked.structures, checked.model.layout.size, mpi_size, workload(settings)
+        checked.fit,
+        checked.held,
+        checked.structures,
+        checked.why_not_explicit,
+        checked.model.layout.size,
+        mpi_size,
+        workload(settings),
     )
     choice = choose(found, settings.compute.jacobian, free_bytes)
     if choice.held_bytes:
         items[f"{choice.name} J"] = choice.held_bytes
     numbers_per_point = max(p.numbers_per_point for rows in (checked.fit, checked.held) for p in rows.probes)
     plan = make_plan(
-        settings, items, n_parameters=checked.model.layout.size, numbers_per_point=numbers_per_point
+        settings,
+        items,
+        n_rows_local=rows_of_largest(checked.fit),
+        n_parameters=checked.model.layout.size,
+        numbers_per_point=numbers_per_point,
     )
     return choice, found, plan
 
@@ -257,7 +271,7 @@ def _fitting_sizes(settings: RefineSettings, fit: RowSet, n_parameters: int) -> 
     if settings.solver.space == "subspace" and subspace.rank > limit:
         raise JobError(
             f"subspace.rank = {subspace.rank}, but the problem has {fit.n_rows} fitted rows and "
-            f"{n_parameters} parameters: use at most {limit}, better a tenth of the rows"
+            f"{n_parameters} parameters that may change: use at most {limit}, better a tenth of the rows"
         )
     oversampling = max(0, min(subspace.oversampling, limit - subspace.rank))
     return replace(settings, subspace=replace(subspace, oversampling=oversampling))

@@ -190,7 +190,6 @@ def make_basis(prepared: PreparedProblem, r0: FitAndHeld) -> Basis:
         first_row=prepared.fit.first_row,
         rank=s.rank,
         width=s.block_width,
-        seed=s.seed,
         orthogonalization=s.orthogonalization,
         given=given,
         is_enough=_growth_test(prepared, r0) if s.adaptive else lambda image: False,

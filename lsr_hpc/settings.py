@@ -137,6 +137,8 @@ class SubspaceSettings:
             ),
             _at_least("subspace", self, rank=1, width=1, iterations=1, oversampling=0, seed=0),
         )
+        if isinstance(self.parameters, str):
+            raise JobError(f"subspace.parameters = {self.parameters!r}: give a list of patterns")
         if not 0 < self.parameter_fraction <= 1:
             raise JobError(
                 f"subspace.parameter_fraction = {self.parameter_fraction}: must be above 0 and at most 1"

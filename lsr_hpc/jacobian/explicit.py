@@ -8,14 +8,18 @@ of automatic differentiation, each column after that 2 P flops per row at the ra
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
 from lsr_hpc.functional import FunctionalModel
+from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
+from lsr_hpc.jacobian.probe import BlockProbe
+from lsr_hpc.problem import ResidualBlock
 from lsr_hpc.rows import LocalRows, Segment, even_tiles
 
-__all__ = ["ExplicitJacobian"]
+__all__ = ["ExplicitJacobian", "why_not_explicit"]
 
 
 class ExplicitJacobian:
@@ -78,14 +82,14 @@ class ExplicitJacobian:
                 per_point = 8 * (segment.probe.numbers_per_point + self.n_parameters)
                 size = max(1, self._tile_bytes // (per_point * segment.probe.rows_per_point))
                 for points in even_tiles(segment.n_points, size):
-                    block = self._rows_at(segment, points)
-                    matrix[row : row + len(block)] = block
-                    row += len(block)
+                    n_rows = (points.stop - points.start) * segment.probe.rows_per_point
+                    self._write_rows(segment, points, matrix[row : row + n_rows])
+                    row += n_rows
             self._matrix = matrix
         return self._matrix
 
-    def _rows_at(self, segment: Segment, points: slice) -> Tensor:
-        """Rows of J at some points, shape (n * C, P): a reverse pass per point and component, vectorised."""
+    def _write_rows(self, segment: Segment, points: slice, rows: Tensor) -> None:
+        """Fill in the rows of J at some points: a reverse pass per point and component, vectorised."""
 
         def residual(tensors: dict[str, Tensor], point: tuple[Tensor, ...]) -> Tensor:
             field = self._model.field_of_tensors(tensors)
@@ -94,4 +98,37 @@ class ExplicitJacobian:
 
         tile = tuple(t[points] for t in segment.tensors)
         gradients = vmap(jacrev(residual), in_dims=(None, 0))(self._model.theta0_tensors, tile)
-        return segment.scale * self._model.layout.flatten(gradients).flatten(0, 1)
+        for name, where in self._model.layout.ranges.items():
+            torch.mul(gradients[name].reshape(len(rows), -1), segment.scale, out=rows[:, where])
+
+
+def why_not_explicit(block: ResidualBlock, probe: BlockProbe, model: FunctionalModel) -> str:
+    """Try a block's rows on a few points: ``vmap`` over points cannot take every residual.
+
+    Args:
+        block: The block.
+        probe: What the probe found for it.
+        model: The network.
+
+    Returns:
+        Why the block cannot be had as a matrix, or empty. The same on every rank; no communication.
+    """
+    indices = np.linspace(0, block.n_points - 1, min(2, block.n_points)).astype(np.int64)
+    tensors = tuple(t.to(model.device) for t in block.take(indices))
+    n_rows = len(indices) * probe.rows_per_point
+    rows = LocalRows((Segment(block, probe, tensors, 1.0),), 0, n_rows, model.device)
+    try:
+        matrix = ExplicitJacobian(model, rows, tile_bytes=2**20).matrix
+        product = MatrixFreeJacobian(model, rows, columns_per_tile=1, tile_bytes=2**20)
+        direction = torch.linspace(1.0, 2.0, model.layout.size, dtype=torch.float64, device=model.device)
+        expected = product.jv(direction[None])[0]
+    except Exception as error:
+        first_line = str(error).partition("\n")[0]
+        return (
+            f"residual block {block.name!r} cannot be evaluated point by point under torch.func.vmap: "
+            f"{type(error).__name__}: {first_line}"
+        )
+    difference = float((matrix @ direction - expected).norm())
+    if difference > 1e-9 * float(expected.norm()):
+        return f"residual block {block.name!r} gives other values when its points are taken one by one"
+    return ""

@@ -97,7 +97,7 @@ def jacobian_matrix(jacobian: DistributedJacobian) -> Any:
     comm, n_parameters = jacobian.comm, jacobian.local.n_parameters
     if n_parameters < comm.size:
         raise JobError(
-            f"the model has {n_parameters} trainable parameters for {comm.size} MPI ranks: "
+            f"{n_parameters} parameters may change, too few for {comm.size} MPI ranks: "
             f"start at most {n_parameters} ranks",
             on_every_rank=True,
         )

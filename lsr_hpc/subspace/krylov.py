@@ -1,6 +1,6 @@
 """Block Krylov space of J^T J, seeded with the residual: the directions in which the loss can still fall.
 
-    V_1     = orth(J^T [chi_1 r0, ..., chi_b r0])     chi_i: random groups of rows; the sum is J^T r0
+    V_1     = orth(J^T [chi_1 r0, ..., chi_b r0])     chi_i: every b-th row; the sum is J^T r0
     V_{j+1} = orth((I - K K^T) J^T J V_j)             K = [V_1, ..., V_j]
 
 Training has removed the residual along J's dominant singular vectors, so that a basis of those alone can be
@@ -17,22 +17,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lsr_hpc.comm import on_first
 from lsr_hpc.jacobian.operator import DistributedJacobian
 from lsr_hpc.jacobian.petsc_matrix import jacobian_matrix
 from lsr_hpc.petsc import destroying, libraries, local_panel, translated_errors
 from lsr_hpc.rows import FitAndHeld
-from lsr_hpc.sampling import uniform_rows
 from lsr_hpc.subspace.basis import Basis, check_orthonormal
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 __all__ = ["krylov_basis"]
 
 Array = NDArray[np.float64]
-_STREAM_GROUPS = 4
+# What is left of a block outside the space, relative to the block, below which it is rounding noise.
+_NOISE = 1e-10
 # Components of unit vectors along K that one pass removes to rounding.
 _SMALL = 1e-3
 _MOST_PASSES = 4
@@ -46,7 +50,6 @@ def krylov_basis(
     first_row: int,
     rank: int,
     width: int,
-    seed: int,
     orthogonalization: str,
     given: Array | None = None,
     is_enough: Callable[[FitAndHeld], bool] = lambda image: False,
@@ -58,9 +61,8 @@ def krylov_basis(
         held_jacobian: J of the held-out rows.
         r0: Residual at the start.
         first_row: Global number of this rank's first fitted row.
-        rank: Largest number of directions m <= P.
+        rank: Largest number of directions m <= P; fewer are returned where J has no more.
         width: Block width b.
-        seed: Seed of the row groups.
         orthogonalization: ``"auto"`` or ``"tsqr"`` (both TSQR: a new block is nearly dependent on K), or
             ``"cholesky_qr2"``.
         given: Nearly orthonormal directions to start from, (g, P_local), g < rank; they come first.
@@ -77,6 +79,8 @@ def krylov_basis(
     """
     comm = jacobian.comm
     lo, hi = jacobian.my_parameters
+    n_given = 0 if given is None else len(given)
+    width = min(width, rank - n_given)
     PETSc, _ = libraries()
     mat = jacobian_matrix(jacobian)
     # Virtual: its product with a block of vectors is one block product with J^T.
@@ -93,6 +97,8 @@ def krylov_basis(
 
         def take_in(block: slice) -> None:
             """Multiply a finished block by J."""
+            if block.stop == block.start:
+                return
             images.setActiveColumns(0, block.stop - block.start)
             directions.setActiveColumns(block.start, block.stop)
             directions.matMult(mat, images)
@@ -101,18 +107,20 @@ def krylov_basis(
             with _columns(directions, block) as panel:
                 image.held[block] = held_jacobian.jv(panel[: hi - lo].T)
 
-        start = 0
-        while given is not None and start < len(given):
-            block = slice(start, min(start + width, len(given)))
+        start = depth = 0
+        for first in range(0, n_given, width):
+            some = given[first : first + width] if given is not None else np.zeros((0, hi - lo))
+            block = slice(start, start + len(some))
             with _columns(directions, block) as panel:
                 panel[:] = 0.0
-                panel[: hi - lo] = given[block].T
-            _orthonormalise_against_leading(directions, factor, block)
+                panel[: hi - lo] = some.T
+            # Singular vectors of small singular values are orthonormal to fewer digits.
+            block = _orthonormalise(comm, directions, factor, block)
             take_in(block)
             start = block.stop
-        source = _split_residual(r0.fit, first_row, width, seed)
+        source = _split_residual(r0.fit, first_row, width)
         while start < rank:
-            block = slice(start, min(start + width, rank))
+            block = slice(start, min(start + len(source), rank))
             n_columns = block.stop - block.start
             # J^T (J V_j), or J^T of the residual's parts in the first step.
             with _columns(images, slice(0, n_columns)) as panel:
@@ -121,40 +129,65 @@ def krylov_basis(
             images.setActiveColumns(0, n_columns)
             directions.setActiveColumns(*_range(block))
             images.matMult(transposed, directions)
-            _orthonormalise_against_leading(directions, factor, block)
+            block = _orthonormalise(comm, directions, factor, block)
+            if block.stop == block.start:
+                break
             take_in(block)
-            source, start = image.fit[block], block.stop
+            source, start, depth = image.fit[block], block.stop, depth + 1
             if is_enough(image.first(start)):
                 break
         with _columns(directions, slice(0, start)) as panel:
             v_local = panel[: hi - lo].T.copy()
-    depth = -(-(start - (0 if given is None else len(given))) // width)
     detail = f"block Krylov from J^T r0 in SLEPc basis vectors, {depth} blocks of {width}"
-    if given is not None:
-        detail += f" behind {len(given)} given directions"
+    if n_given:
+        detail += f" behind {n_given} given directions"
     return Basis(v_local, None, check_orthonormal(comm, v_local), detail, image.first(start))
 
 
-def _orthonormalise_against_leading(directions: Any, factor: Any, block: slice) -> None:
-    """Orthonormalise a block against all columns before it and in itself.
+def _orthonormalise(comm: MPI.Comm, directions: Any, factor: Any, block: slice) -> slice:
+    """Orthonormalise a block against all columns before it and in itself, without what depends on them.
 
-    Two passes do, unless the block depends on K to rounding, as it does when the space holds all of J: then
-    the first one leaves noise with components along K, and it takes another.
+    Where the space holds all of J, nothing but rounding is left of a block. Where it holds most of it, what
+    is left has new components along K, and takes further passes.
+
+    Args:
+        comm: Communicator.
+        directions: Basis vectors, the block's columns not yet orthonormal.
+        factor: Room for the triangular factor.
+        block: Columns of the block.
+
+    Returns:
+        The columns that were kept, from the same start; at least one where the basis is empty.
     """
     directions.setActiveColumns(*_range(block))
     directions.orthogonalize(factor)
+    r = factor.getDenseArray()
+    largest = np.linalg.norm(r[: block.stop, block], axis=0).max()
+    rotation, left = on_first(comm, lambda: np.linalg.svd(np.triu(r[block, block]))[:2])
+    kept = int(np.sum(left > _NOISE * largest))
+    if block.start == 0:
+        kept = max(kept, 1)
+    if kept < len(left):
+        # Leading columns: what stands out of the space, largest first.
+        with _columns(directions, block) as panel:
+            panel[:] = panel @ rotation
+        block = slice(block.start, block.start + kept)
+    if kept == 0:
+        return block
+    directions.setActiveColumns(*_range(block))
     for _ in range(_MOST_PASSES):
         # From here on the columns have unit length.
         directions.orthogonalize(factor)
         along_k = factor.getDenseArray()[: block.start, block]
         if np.abs(along_k).max(initial=0.0) <= _SMALL:
-            return
+            break
+    return block
 
 
-def _split_residual(r0_local: Array, first_row: int, width: int, seed: int) -> Array:
-    """The residual cut into ``width`` random groups of rows, shape (width, N_local); the groups sum to it."""
-    groups = np.floor(width * uniform_rows(seed, _STREAM_GROUPS, first_row, first_row + len(r0_local), 1))
-    return np.where(groups[:, 0] == np.arange(width)[:, np.newaxis], r0_local, 0.0)
+def _split_residual(r0_local: Array, first_row: int, width: int) -> Array:
+    """The residual cut into ``width`` groups of rows, shape (width, N_local); the groups sum to it."""
+    groups = np.arange(first_row, first_row + len(r0_local)) % width
+    return np.where(groups == np.arange(width)[:, np.newaxis], r0_local, 0.0)
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def test_own_validation_rows_choose_the_rank_and_stay_out_of_the_fit(by_rank_cou
         ("infinite-derivative", "residual block 'root' has the parameter derivative"),
         ("dead", "changes with any parameter"),
         ("exit-called", "MPI rank 2: your code called sys.exit(0)"),
-        ("more-ranks-than-parameters", "2 trainable parameters for 3 MPI ranks"),
+        ("more-ranks-than-parameters", "2 parameters may change, too few for 3 MPI ranks"),
     ],
 )
 def test_wrong_input_is_one_message_on_all_ranks(mpiexec, tmp_path, case, words):
