@@ -108,10 +108,14 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
     train = reduce_rows(comm, av.fit, r0.fit, prepared.fit_rows.n_rows)
     held = reduce_rows(comm, av.held, r0.held, n_held) if n_held else None
 
+    # Singular directions of J V, largest first: leading ranks are then truncated singular value solutions.
+    rotation, singular_values = on_first(comm, lambda: _singular_directions(train))
+    train, held = train.rotated(rotation), held.rotated(rotation) if held is not None else None
     usable = _above_rounding(train)
     if usable < basis.rank:
         log.debug("%d of %d directions carry rounding noise only: left out", basis.rank - usable, basis.rank)
-    scan = on_first(comm, lambda: scan_ranks(train.damped(options.mu), held, scan_grid(usable), options.cut))
+    grid = scan_grid(usable, prepared.settings.subspace.rank)
+    scan = on_first(comm, lambda: scan_ranks(train.damped(options.mu), held, grid, options.cut))
     rank = choose_rank(scan, n_held)
 
     is_refit = held is not None and shares_objective(prepared)
@@ -125,7 +129,7 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
     if rank and options.type != "tsqr":
         iterated = solve_reduced(
             comm,
-            np.hstack([av.fit[:rank], av.held[:rank]]) if is_refit else av.fit[:rank],
+            rotation[:, :rank].T @ (np.hstack([av.fit, av.held]) if is_refit else av.fit),
             np.concatenate([r0.fit, r0.held]) if is_refit else r0.fit,
             method=options.type,
             tolerance=options.tolerance,
@@ -136,17 +140,17 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
 
     start = train.residual_norm(np.zeros(0))
     solution = Solution(
-        delta=_combination(prepared, basis, c),
+        delta=_whole(prepared, rotation[:, : len(c)] @ c @ basis.v_local),
         rank=rank,
         uses_held_out=is_refit,
         residual_linear=final.residual_norm(c),
         residual_before=final.residual_norm(np.zeros(0)),
         gradient=_reduced_gradient(damped, c),
         condition=solved.condition,
-        singular_values=on_first(comm, lambda: np.linalg.svd(train.r, compute_uv=False)),
+        singular_values=singular_values,
         explained_share=1.0 - (train.rho / start) ** 2 if start > 0 else 0.0,
         scan=scan,
-        delta_of=lambda entry: _combination(prepared, basis, entry.c),
+        delta_of=lambda e: _whole(prepared, rotation[:, : len(e.c)] @ e.c @ basis.v_local),
         outcome=outcome,
         advice=advice,
         detail=detail,
@@ -188,6 +192,14 @@ def falls_no_more(prepared: PreparedProblem, av: FitAndHeld, r0: FitAndHeld) -> 
         return has_fallen and chosen.rank <= len(av.fit) // 2
 
     return on_first(prepared.comm, has_ended)
+
+
+def _singular_directions(problem: ReducedProblem) -> tuple[Array, Array]:
+    """Right singular vectors, as columns, and singular values of the reduced matrix."""
+    if len(problem.z) == 0:
+        return np.zeros((0, 0)), np.zeros(0)
+    _, singular_values, right = np.linalg.svd(problem.r)
+    return right.T, singular_values
 
 
 def _judged(solution: Solution, n_held: int, refusal: str) -> Solution:
@@ -286,11 +298,6 @@ def _outcome_of(solved: IterativeSolution, advice: list[str]) -> Outcome:
 def shares_objective(prepared: PreparedProblem) -> bool:
     """Whether held-out rows are part of the loss (a fraction of its points) and a refit is wanted."""
     return prepared.settings.solver.refit and not prepared.problem.validation
-
-
-def _combination(prepared: PreparedProblem, basis: Basis, c: Array) -> Array:
-    """``V c`` of the leading directions, whole on every rank."""
-    return _whole(prepared, c @ basis.v_local[: len(c)])
 
 
 def _whole(prepared: PreparedProblem, local: Array) -> Array:

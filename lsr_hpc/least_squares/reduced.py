@@ -102,6 +102,20 @@ class ReducedProblem:
         """
         return self.from_factor(combine_r(self.factor, other.factor), self.n_rows + other.n_rows)
 
+    def rotated(self, rotation: Array) -> ReducedProblem:
+        """The problem in other directions of the same space.
+
+        Args:
+            rotation: Orthogonal, shape (m, m); column i holds the new direction i in terms of the old ones.
+
+        Returns:
+            The problem whose coefficients ``c`` stand for ``rotation[:, :len(c)] @ c`` of the old ones.
+        """
+        m = len(self.z)
+        turned = self.factor
+        turned[:m, :m] = self.r @ rotation
+        return self.from_factor(combine_r(turned, np.zeros((0, m + 1))), self.n_rows)
+
     def damped(self, mu: float) -> ReducedProblem:
         """The problem with ``mu^2 ||c||^2`` added to the objective.
 

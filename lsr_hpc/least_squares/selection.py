@@ -36,19 +36,21 @@ class ScanEntry:
     cut: int
 
 
-def scan_grid(rank_max: int, points: int = 32) -> list[int]:
-    """Ranks to look at: 0, a geometric start, then about ``points`` even steps up to the largest.
+def scan_grid(rank_max: int, wanted: int | None = None, points: int = 32) -> list[int]:
+    """Ranks to look at: 0, a geometric start, even steps, and the largest.
 
     Args:
         rank_max: Largest rank.
-        points: Number of even steps.
+        wanted: Rank that was asked for, which sets the steps: how many directions a space turns out to have
+            may depend on rounding, and the grid must not. None takes ``rank_max``.
+        points: Number of even steps up to the wanted rank.
 
     Returns:
         Increasing ranks from 0 to rank_max.
     """
-    even = np.linspace(0, rank_max, min(points, rank_max) + 1).round().astype(int)
-    geometric = [2**i for i in range(20) if 2**i < rank_max / points]
-    return sorted({*even.tolist(), *geometric})
+    step = max(1, -(-(wanted or rank_max) // points))
+    geometric = [2**i for i in range(20) if 2**i < min(step, rank_max)]
+    return sorted({*range(0, rank_max + 1, step), *geometric, rank_max})
 
 
 def scan_ranks(

@@ -47,6 +47,11 @@ def test_grid_of_large_ranks_is_even_with_a_geometric_start(rank_max: int) -> No
     assert len(grid) <= 20 + 1 + 20
 
 
+def test_grid_does_not_move_with_the_number_of_directions_found() -> None:
+    assert scan_grid(53, wanted=60) == [0, 1, *range(2, 53, 2), 53]
+    assert set(scan_grid(54, wanted=60)) - set(scan_grid(53, wanted=60)) == {54}
+
+
 def test_smallest_rank_wins_among_equals() -> None:
     assert choose_rank(scan_of(1.0, 0.5, 0.1, 0.1, 0.1), 100) == 2
 
