@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lsr_hpc.errors import JobError
-from lsr_hpc.jacobian.choice import Candidate, choose
+from lsr_hpc.jacobian.choice import Candidate, candidates, choose
+from lsr_hpc.jacobian.examine import NotFactored
 from lsr_hpc.models import MLP
+from lsr_hpc.plan import workload
 from lsr_hpc.prepare import PreparedProblem, prepare
 from lsr_hpc.problem import Problem, ResidualBlock
 from lsr_hpc.settings import ComputeSettings, RefineSettings, SubspaceSettings
@@ -51,17 +54,24 @@ def test_problem_without_factored_form_is_taken_matrix_free() -> None:
     assert choose([SLOW, refused], "auto", 1000 * MIB) is SLOW
 
 
-def prepared(comm: Any, jacobian: str, model: nn.Module | None = None, rows: int = 400) -> PreparedProblem:
+def misfit(u: Any, x: Tensor) -> Tensor:
+    return u(x) - torch.sin(3 * x)
+
+
+def prepared(
+    comm: Any,
+    jacobian: str,
+    model: nn.Module | None = None,
+    rows: int = 400,
+    residual: Callable[..., Tensor] = misfit,
+) -> PreparedProblem:
     torch.manual_seed(0)
     x = torch.linspace(-1, 1, rows, dtype=torch.float64)[:, None]
-
-    def misfit(u: Any, x: Tensor) -> Tensor:
-        return u(x) - torch.sin(3 * x)
 
     problem = Problem(
         name="sine",
         model=model or MLP([1, 64, 64, 1]),
-        blocks=[ResidualBlock(name="fit", residual=misfit, points=x)],
+        blocks=[ResidualBlock(name="fit", residual=residual, points=x)],
     )
     settings = RefineSettings(
         subspace=SubspaceSettings(rank=64), compute=ComputeSettings(jacobian=jacobian, device="cpu")
@@ -106,3 +116,30 @@ def test_network_without_linear_layers_falls_back_and_says_why(
     made = prepared(comm_self, "factored", Waves())
     assert made.representation.name == "matrix_free"
     assert "J is not factored: residual block 'fit': parameter 'amplitude'" in caplog.text
+
+
+def test_residual_that_cannot_be_taken_point_by_point_stays_matrix_free(comm_self: Any) -> None:
+    def weighted(u: Any, x: Tensor) -> Tensor:
+        weight = torch.ones_like(x)
+        weight[x > 0.5] = 2.0
+        return weight * (u(x) - torch.sin(3 * x))
+
+    made = prepared(comm_self, "auto", residual=weighted)
+    assert made.representation.name == "matrix_free"
+    with pytest.raises(JobError, match="is not possible: residual block 'fit' cannot be evaluated point by"):
+        prepared(comm_self, "explicit", residual=weighted)
+
+
+def test_memory_is_that_of_the_rank_with_most_rows(comm_self: Any) -> None:
+    made = prepared(comm_self, "explicit")
+    load = workload(made.settings)
+    held = [
+        c.held_bytes
+        for n in (1, 3)
+        for c in candidates(
+            made.fit_rows, made.held_rows, NotFactored(""), "", made.model.layout.size, n, load
+        )
+        if c.name == "explicit"
+    ]
+    # 320 fitted and 80 held-out rows on three ranks: 107 and 27 on the fullest.
+    assert held == [8 * made.model.layout.size * 400, 8 * made.model.layout.size * (107 + 27)]
