@@ -66,8 +66,8 @@ def counting(comm: Any) -> tuple[Any, Traffic]:
             super().Reduce_scatter(sendbuf, recvbuf, recvcounts, op)
             traffic.add(recvbuf.nbytes * (self.size - 1), self.size - 1)
 
-        def Gather(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
-            super().Gather(sendbuf, recvbuf, root=root)
+        def Reduce(self, sendbuf: Any, recvbuf: Any, op: Any = MPI.SUM, root: int = 0) -> None:
+            super().Reduce(sendbuf, recvbuf, op, root)
             if self.rank == root:
                 traffic.add(sendbuf.nbytes * (self.size - 1), self.size - 1)
 

@@ -113,7 +113,7 @@ def test_a_rank_without_rows_owns_one_row_of_zeros(as_jacobian: AsJacobian) -> N
 
 
 def test_fewer_parameters_than_ranks_are_refused(as_jacobian: AsJacobian) -> None:
-    with pytest.raises(JobError, match="0 trainable parameters for 1 MPI ranks"):
+    with pytest.raises(JobError, match="0 parameters may change, too few for 1 MPI ranks"):
         jacobian_matrix(as_jacobian(np.zeros((3, 0))))
 
 
