@@ -55,8 +55,9 @@ def check_options(words: Sequence[str]) -> None:
         probe.setOptionsPrefix(PREFIX)
         try:
             probe.setFromOptions()
-        except PETSc.Error as error:
-            said = str(error).strip().splitlines()[-1].partition("] ")[2]
+        except (PETSc.Error, SystemError) as error:
+            # slepc4py hands PETSc's error over as itself, or as the cause of a SystemError.
+            said = str(error.__cause__ or error).strip().splitlines()[-1].partition("] ")[2]
             raise JobError(
                 f"PETSc refuses the options {' '.join(words) or 'in PETSC_OPTIONS'}: {said}; "
                 "their values are those of your PETSc and SLEPc, see -help"

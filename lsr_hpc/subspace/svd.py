@@ -91,7 +91,7 @@ def svd_basis(
         with destroying(*start[0], *start[1]):
             set_initial_space(svd, *start)
             svd.setUp()
-        svd.solve()
+        _solve(svd)
         found = min(svd.getConverged(), rank)
         if found == 0:
             raise AccuracyError(
@@ -106,6 +106,20 @@ def svd_basis(
         check_orthonormal(jacobian.comm, v_local),
         f"SLEPc SVD {chosen}, {done} iterations, {found} of {rank} directions",
     )
+
+
+def _solve(svd: Any) -> None:
+    PETSc, _ = libraries()
+    try:
+        svd.solve()
+    except (PETSc.Error, SystemError) as error:
+        if svd.getType() == "cross" and "Negative eigenvalue" in str(error.__cause__ or error):
+            raise AccuracyError(
+                "SLEPc's cross solver met a singular value below the rounding of J^T J, 1e-8 of the largest: "
+                'use subspace.svd = "randomized" or "trlanczos", or lower subspace.rank',
+                on_every_rank=True,
+            ) from error
+        raise
 
 
 def _start_vectors(

@@ -136,7 +136,7 @@ CASES = {
     "empty-rank-krylov": (wide, SubspaceSettings(rank=40), {}),
     "svd": (poisson, SubspaceSettings(rank=40, basis="svd"), {}),
     "svd-trlanczos": (poisson, SubspaceSettings(rank=12, basis="svd", svd="trlanczos", iterations=200), {}),
-    "svd-cross": (poisson, SubspaceSettings(rank=8, basis="svd", svd="cross", iterations=200), {}),
+    "svd-cross": (wide, SubspaceSettings(rank=8, basis="svd", svd="cross", iterations=200), {}),
     "svd-cholesky": (
         poisson,
         SubspaceSettings(rank=5, basis="svd", oversampling=1, orthogonalization="cholesky_qr2"),
