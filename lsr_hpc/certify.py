@@ -121,6 +121,7 @@ def _gradients(prepared: PreparedProblem, solution: Solution, r0: FitAndHeld) ->
         "reduced_gradient": solution.gradient,
         "explained_share": solution.explained_share,
         "condition": solution.condition,
+        "directions_cut": solution.directions_cut,
     }
     return {name: value for name, value in checks.items() if math.isfinite(value)}
 
@@ -154,7 +155,7 @@ def _advice(solution: Solution, residual_true: float) -> list[str]:
     if solution.outcome is Outcome.REFINED and solution.gradient > _INEXACT_GRADIENT:
         advice.append(
             f"the reduced problem keeps a relative gradient of {solution.gradient:.1e}: "
-            "lower subspace.rank or solver.cut"
+            "lower subspace.rank or raise solver.cut"
         )
     if solution.residual_before > 0 and solution.explained_share < _WEAK_SPACE**2:
         reach = math.sqrt(max(0.0, solution.explained_share))
@@ -234,7 +235,6 @@ def _scan_as_json(
             "train": entry.train * fit_scale,
             "held_out": None if entry.held_out is None else entry.held_out * held_scale,
             "error": error,
-            "cut": entry.cut,
         }
         for entry, error in zip(solution.scan, errors[:-1], strict=True)
     ]

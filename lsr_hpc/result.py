@@ -39,7 +39,7 @@ class RefineResult:
         residual_before: At the start.
         residual_linear: Of the linearisation at the solution.
         residual_true: Of the refined field itself.
-        scan: One entry per scanned rank: rank, train, held_out (root weighted mean squares), error, cut.
+        scan: One entry per scanned rank: rank, train, held_out (root weighted mean squares), error.
         checks: Measured promises by name.
         counts: Rows, parameters and products of J.
         jacobian: Representation of J that was used.

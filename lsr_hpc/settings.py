@@ -160,8 +160,8 @@ class SolverSettings:
         type: ``"tsqr"`` (direct), or PETSc's ``"lsqr"`` or ``"cgls"``.
         space: ``"subspace"``, or ``"full"`` for LSQR/CGLS over all parameters without a basis.
         mu: Tikhonov damping of the coefficients, in residual per parameter; 0 for none.
-        cut: Singular values of the column-scaled reduced factor below ``cut`` times the largest are dropped;
-            absent means eps * max(rows, rank).
+        cut: Directions with singular values of J V below ``cut`` times the largest are left out; absent means
+            100 eps, the rounding of J V.
         tolerance: Of LSQR/CGLS: ||A^T r|| / (||A|| ||r||).
         max_iterations: Of LSQR/CGLS.
         refit: Solve again on fitted and held-out rows together once the rank is chosen (costs nothing).
@@ -177,10 +177,12 @@ class SolverSettings:
 
     def __post_init__(self) -> None:
         """Check each value and how they go together."""
+        too_much = f"solver.cut = {self.cut}: must be below 1, or no direction is left"
         _refuse(
             _choice("solver", "type", self.type, ("tsqr", "lsqr", "cgls")),
             _choice("solver", "space", self.space, ("subspace", "full")),
             _at_least("solver", self, mu=0.0, cut=0.0, tolerance=0.0, max_iterations=1),
+            [too_much] if 1 <= (self.cut or 0.0) < inf else [],
         )
         if self.space == "full" and self.type == "tsqr":
             raise JobError(

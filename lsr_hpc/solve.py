@@ -7,7 +7,6 @@ Also the iterative solve over all of parameter space, which shares the accept-or
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -26,10 +25,10 @@ from lsr_hpc.subspace.basis import Basis
 __all__ = ["Solution", "falls_no_more", "shares_objective", "solve_full_space", "solve_in_subspace"]
 
 Array = NDArray[np.float64]
-log = logging.getLogger("lsr_hpc")
 
-# Columns of J V below this many eps * ||J|| are rounding noise.
-_ROUNDING = 100.0
+# The columns of V have unit length, so each column of J V carries an error of a few eps * ||J||. A direction
+# that J maps below that is noise: a coefficient of any size would fit it, and spoil the field.
+_DEFAULT_CUT = 100 * float(np.finfo(float).eps)
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,11 @@ class Solution:
         residual_before: Norm at the start, over the same rows.
         gradient: Least-squares gradient in the subspace at the solution over the same at the start; NaN for
             the full space, where ``detail`` tells how far KSP came.
-        condition: Of the column-scaled reduced factor; NaN for the full space.
+        condition: Of J V in the directions used, on the fitted rows; NaN for the full space.
+        directions_cut: Directions left out because their singular value is below the cut.
         singular_values: Of J V on the fitted rows, largest first, shape (k,); empty for the full space.
-        explained_share: Share of the squared start residual that the whole space can remove; NaN if unknown.
+        explained_share: Share of the squared start residual that the directions not left out can remove; NaN
+            if unknown.
         scan: The ranks looked at.
         delta_of: The correction of a scanned rank; collective.
         outcome: How it ended.
@@ -61,6 +62,7 @@ class Solution:
     residual_before: float
     gradient: float
     condition: float
+    directions_cut: int
     singular_values: Array
     explained_share: float
     scan: list[ScanEntry]
@@ -109,23 +111,22 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
     held = reduce_rows(comm, av.held, r0.held, n_held) if n_held else None
 
     # Singular directions of J V, largest first: leading ranks are then truncated singular value solutions.
-    rotation, singular_values = on_first(comm, lambda: _singular_directions(train))
+    cut = _DEFAULT_CUT if options.cut is None else options.cut
+    rotation, singular_values = on_first(comm, lambda: train.singular_directions(cut))
     train, held = train.rotated(rotation), held.rotated(rotation) if held is not None else None
-    usable = _above_rounding(train)
-    if usable < basis.rank:
-        log.debug("%d of %d directions carry rounding noise only: left out", basis.rank - usable, basis.rank)
-    grid = scan_grid(usable, prepared.settings.subspace.rank)
-    scan = on_first(comm, lambda: scan_ranks(train.damped(options.mu), held, grid, options.cut))
+    n_cut = basis.rank - rotation.shape[1]
+    grid = scan_grid(rotation.shape[1], prepared.settings.subspace.rank)
+    scan = on_first(comm, lambda: scan_ranks(train.damped(options.mu), held, grid))
     rank = choose_rank(scan, n_held)
 
     is_refit = held is not None and shares_objective(prepared)
     final = train.stacked_with(held) if is_refit and held is not None else train
     damped = final.damped(options.mu)
-    solved = on_first(comm, lambda: damped.solve(rank, options.cut))
-    c, outcome, detail = solved.c, Outcome.REFINED, "TSQR, SVD of the column-scaled factor"
+    solved = on_first(comm, lambda: damped.solve(rank))
+    c, outcome, method = solved.c, Outcome.REFINED, "TSQR"
     advice: list[str] = []
     if solved.cut:
-        advice.append(f"{solved.cut} of {rank} directions depend numerically on the others and were cut")
+        advice.append(f"{solved.cut} of {rank} directions depend numerically on the others and were dropped")
     if rank and options.type != "tsqr":
         iterated = solve_reduced(
             comm,
@@ -135,7 +136,7 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
             tolerance=options.tolerance,
             max_iterations=options.max_iterations,
         )
-        c, detail = np.concatenate(comm.allgather(iterated.x_local)), iterated.reason
+        c, method = np.concatenate(comm.allgather(iterated.x_local)), iterated.reason
         outcome = _outcome_of(iterated, advice)
 
     start = train.residual_norm(np.zeros(0))
@@ -146,14 +147,16 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
         residual_linear=final.residual_norm(c),
         residual_before=final.residual_norm(np.zeros(0)),
         gradient=_reduced_gradient(damped, c),
-        condition=solved.condition,
+        condition=float(singular_values[0] / singular_values[rank - 1]) if rank else 1.0,
+        directions_cut=n_cut,
         singular_values=singular_values,
         explained_share=1.0 - (train.rho / start) ** 2 if start > 0 else 0.0,
         scan=scan,
         delta_of=lambda e: _whole(prepared, rotation[:, : len(e.c)] @ e.c @ basis.v_local),
         outcome=outcome,
         advice=advice,
-        detail=detail,
+        detail=f"{method}, {n_cut} of {basis.rank} directions left out, singular values below {cut:.1e} "
+        "times the largest",
     )
     return _judged(
         solution,
@@ -184,22 +187,13 @@ def falls_no_more(prepared: PreparedProblem, av: FitAndHeld, r0: FitAndHeld) -> 
     held = reduce_rows(prepared.comm, av.held, r0.held, n_held)
 
     def has_ended() -> bool:
-        grid = scan_grid(_above_rounding(train))
-        scan = scan_ranks(train.damped(options.mu), held, grid, options.cut)
+        scan = scan_ranks(train.damped(options.mu), held, scan_grid(len(train.z)))
         chosen = next(e for e in scan if e.rank == choose_rank(scan, n_held))
         # The first directions of a trained state often change little: that is no end.
         has_fallen = held.residual_norm(chosen.c) < 0.5 * held.residual_norm(np.zeros(0))
         return has_fallen and chosen.rank <= len(av.fit) // 2
 
     return on_first(prepared.comm, has_ended)
-
-
-def _singular_directions(problem: ReducedProblem) -> tuple[Array, Array]:
-    """Right singular vectors, as columns, and singular values of the reduced matrix."""
-    if len(problem.z) == 0:
-        return np.zeros((0, 0)), np.zeros(0)
-    _, singular_values, right = np.linalg.svd(problem.r)
-    return right.T, singular_values
 
 
 def _judged(solution: Solution, n_held: int, refusal: str) -> Solution:
@@ -214,23 +208,6 @@ def _judged(solution: Solution, n_held: int, refusal: str) -> Solution:
             f"held_out.fraction, give validation data, or blocks of {SMALLEST_SPLIT_BLOCK} points or more"
         )
     return solution
-
-
-def _above_rounding(problem: ReducedProblem) -> int:
-    """Leading directions whose image J v stands out of the rounding of J V.
-
-    The columns of V have unit length, so each column of J V carries an error of a few eps * ||J||. A
-    direction that J maps below that is noise: a coefficient of any size would fit it, and spoil the field.
-
-    Args:
-        problem: The reduced problem of the fitted rows.
-
-    Returns:
-        Number of leading directions to use.
-    """
-    images = np.linalg.norm(problem.r, axis=0)
-    noise = np.flatnonzero(images <= _ROUNDING * np.finfo(float).eps * images.max(initial=0.0))
-    return int(noise[0]) if len(noise) else len(images)
 
 
 def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
@@ -259,8 +236,8 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
     before, held_before, held = (float(norm) for norm in np.sqrt(all_sum(comm, np.array(squares))))
     nothing = np.zeros(0)
     scan = [
-        ScanEntry(0, nothing, before, held_before if n_held else None, 0),
-        ScanEntry(solved.iterations, nothing, solved.residual, held if n_held else None, 0),
+        ScanEntry(0, nothing, before, held_before if n_held else None),
+        ScanEntry(solved.iterations, nothing, solved.residual, held if n_held else None),
     ]
     step = _whole(prepared, solved.x_local)
     advice: list[str] = []
@@ -272,6 +249,7 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
         residual_before=before,
         gradient=float("nan"),
         condition=float("nan"),
+        directions_cut=0,
         singular_values=np.zeros(0),
         explained_share=float("nan"),
         scan=scan,

@@ -177,13 +177,13 @@ def test_all_values_of_a_section_that_are_out_of_range_are_listed(tmp_path: Path
         'problem = "antiderivative"\n[subspace]\nrank = 0\nbasis = "magic"\nseed = -1\n[compute]\n'
         'device = "tpu"\nmemory_per_rank = "2 parsecs"\n[held_out]\nfraction = 0.95\n'
         "seed = 18446744073709551616\n"
-        "[train]\nsteps = 0\nbatch_size = -1\nlearning_rate = 0.0\ndecay = nan\n",
+        "[solver]\ncut = 1.0\n[train]\nsteps = 0\nbatch_size = -1\nlearning_rate = 0.0\ndecay = nan\n",
     )
     message = refusal(path)
 
     for key in (
         "subspace.rank", "subspace.basis", "subspace.seed", "compute.device", "compute.memory_per_rank",
-        "held_out.fraction", "held_out.seed", "train.steps", "train.batch_size", "train.learning_rate",
-        "train.decay",
+        "held_out.fraction", "held_out.seed", "solver.cut", "train.steps", "train.batch_size",
+        "train.learning_rate", "train.decay",
     ):  # fmt: skip
         assert message.count(key) == 1

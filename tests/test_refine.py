@@ -226,3 +226,18 @@ def test_subspace_that_cannot_reach_the_residual_is_said() -> None:
     reach = result.checks["explained_share"] ** 0.5
     assert reach < 0.3
     assert any(f"reaches only {reach:.2g} of the residual" in sentence for sentence in result.advice)
+
+
+@pytest.mark.parametrize("cut", [None, 1e-4])
+def test_cut_leaves_out_directions_of_small_singular_values(cut: float | None) -> None:
+    subspace = SubspaceSettings(rank=100, basis="random")
+    result = refine(problem(), settings=replace(settings(cut=cut), subspace=subspace))
+    threshold = 100 * np.finfo(float).eps if cut is None else cut
+
+    relative = np.array(result.singular_values) / result.singular_values[0]
+    left_out = int(np.sum(relative <= threshold))
+    assert 0 < left_out < result.rank_max
+    assert result.checks["directions_cut"] == left_out
+    assert result.scan[-1]["rank"] == result.rank_max - left_out
+    assert f"{left_out} of {result.rank_max} directions left out" in result.detail["solve"]
+    assert result.checks["condition"] == pytest.approx(1 / relative[result.rank - 1], rel=1e-12)

@@ -2,7 +2,8 @@
 
 With ``[J V | -r0] = Q [R11 z; 0 rho]`` the best coefficients of the leading j directions solve
 ``R11[:j, :j] c = z[:j]`` and leave ``||r0 + J V_j c||^2 = rho^2 + sum_{i >= j} z_i^2``. The small factor is
-solved by an SVD with column scaling and an explicit cut, never through a Gram matrix.
+solved by an SVD with column scaling, never through a Gram matrix. In singular directions of J V the leading
+ranks are truncated singular value solutions; a cut leaves out what is rounding there.
 """
 
 # Legend: m columns of J V, j <= m leading ones, S singular values of the column-scaled factor.
@@ -35,13 +36,11 @@ class ReducedSolution:
         c: Coefficients, shape (j,).
         residual: ||r0 + J V_j c||.
         cut: Directions dropped because they depend numerically on the others.
-        condition: Condition number of the column-scaled factor before the cut.
     """
 
     c: Array
     residual: float
     cut: int
-    condition: float
 
 
 @dataclass(frozen=True)
@@ -102,19 +101,35 @@ class ReducedProblem:
         """
         return self.from_factor(combine_r(self.factor, other.factor), self.n_rows + other.n_rows)
 
-    def rotated(self, rotation: Array) -> ReducedProblem:
-        """The problem in other directions of the same space.
+    def singular_directions(self, cut: float) -> tuple[Array, Array]:
+        """Directions in which the leading ranks are truncated singular value solutions.
 
         Args:
-            rotation: Orthogonal, shape (m, m); column i holds the new direction i in terms of the old ones.
+            cut: Directions whose singular values are at most ``cut`` times the largest are left out.
 
         Returns:
-            The problem whose coefficients ``c`` stand for ``rotation[:, :len(c)] @ c`` of the old ones.
+            Right singular vectors of J V, largest first, as columns of shape (m, l), l <= m; and all m
+            singular values.
+        """
+        if len(self.z) == 0:
+            return np.zeros((0, 0)), np.zeros(0)
+        _, s, right = np.linalg.svd(self.r)
+        return right[s > cut * s[0]].T, s
+
+    def rotated(self, rotation: Array) -> ReducedProblem:
+        """The problem in other directions of the space, or in some of them.
+
+        Args:
+            rotation: Orthonormal columns, shape (m, l); column i holds the new direction i in terms of the
+                old ones.
+
+        Returns:
+            The problem of l directions whose coefficients ``c`` stand for ``rotation[:, :len(c)] @ c`` of the
+            old ones.
         """
         m = len(self.z)
-        turned = self.factor
-        turned[:m, :m] = self.r @ rotation
-        return self.from_factor(combine_r(turned, np.zeros((0, m + 1))), self.n_rows)
+        turned = np.column_stack([self.factor[:, :m] @ rotation, self.factor[:, m]])
+        return self.from_factor(combine_r(turned, turned[:0]), self.n_rows)
 
     def damped(self, mu: float) -> ReducedProblem:
         """The problem with ``mu^2 ||c||^2`` added to the objective.
@@ -145,36 +160,30 @@ class ReducedProblem:
         """
         return float(np.hypot(self.rho, np.linalg.norm(self.r[:, : len(c)] @ c - self.z)))
 
-    def solve(self, rank: int, cut: float | None = None) -> ReducedSolution:
+    def solve(self, rank: int) -> ReducedSolution:
         """Best coefficients of the leading directions.
 
         Args:
             rank: Number of leading directions j, 0 <= j <= m.
-            cut: Singular values of the column-scaled factor below ``cut * S_1`` are dropped; None means
-                eps * max(N, j).
 
         Returns:
-            The solution.
+            The solution. Singular values of the column-scaled factor below ``eps * max(N, j) * S_1`` are
+            dropped.
         """
         if rank == 0:
-            return ReducedSolution(np.zeros(0), self.residual_norm(np.zeros(0)), 0, 1.0)
-        cut = float(np.finfo(float).eps) * max(self.n_rows, rank) if cut is None else cut
+            return ReducedSolution(np.zeros(0), self.residual_norm(np.zeros(0)), 0)
+        cut = float(np.finfo(float).eps) * max(self.n_rows, rank)
         # Interlacing: no leading block is worse conditioned than the whole factor. If nothing is to be cut
         # from that, back substitution gives the SVD's answer for every rank.
         _, s, _ = self._whole_svd()
         if rank < len(self.z) and s[-1] > cut * s[0]:
             c = solve_triangular(self.r[:rank, :rank], self.z[:rank])
-            return ReducedSolution(c, self.residual_norm(c), 0, float(s[0] / s[-1]))
+            return ReducedSolution(c, self.residual_norm(c), 0)
         scale = _column_norms(self.r[:rank, :rank])
         u, s, wt = self._whole_svd() if rank == len(self.z) else np.linalg.svd(self.r[:rank, :rank] / scale)
         keep = (s > cut * s[0]) & (s > 0)
         c = (wt[keep].T @ ((u[:, keep].T @ self.z[:rank]) / s[keep])) / scale
-        return ReducedSolution(
-            c,
-            self.residual_norm(c),
-            int(rank - keep.sum()),
-            float(s[0] / s[-1]) if s[-1] > 0 else float("inf"),
-        )
+        return ReducedSolution(c, self.residual_norm(c), int(rank - keep.sum()))
 
     def _whole_svd(self) -> tuple[Array, Array, Array]:
         if not self._scaled_svd:

@@ -26,14 +26,12 @@ class ScanEntry:
         c: Their coefficients, shape (rank,), fitted on the training rows.
         train: Norm of the linearised residual on the training rows, damping included.
         held_out: The same on the held-out rows, or None without any.
-        cut: Directions dropped as dependent.
     """
 
     rank: int
     c: NDArray[np.float64]
     train: float
     held_out: float | None
-    cut: int
 
 
 def scan_grid(rank_max: int, wanted: int | None = None, points: int = 32) -> list[int]:
@@ -54,7 +52,7 @@ def scan_grid(rank_max: int, wanted: int | None = None, points: int = 32) -> lis
 
 
 def scan_ranks(
-    train: ReducedProblem, held_out: ReducedProblem | None, ranks: Sequence[int], cut: float | None = None
+    train: ReducedProblem, held_out: ReducedProblem | None, ranks: Sequence[int]
 ) -> list[ScanEntry]:
     """Solve every rank of the grid.
 
@@ -62,16 +60,15 @@ def scan_ranks(
         train: Reduced problem of the training rows (damped or not).
         held_out: Reduced problem of the held-out rows, or None.
         ranks: Increasing ranks.
-        cut: As in :meth:`ReducedProblem.solve`.
 
     Returns:
         One entry per rank; ``train`` does not increase with the rank, to rounding.
     """
     entries = []
     for rank in ranks:
-        solution = train.solve(rank, cut)
+        solution = train.solve(rank)
         held = None if held_out is None else held_out.residual_norm(solution.c)
-        entries.append(ScanEntry(rank, solution.c, solution.residual, held, solution.cut))
+        entries.append(ScanEntry(rank, solution.c, solution.residual, held))
     return entries
 
 

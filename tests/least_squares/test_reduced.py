@@ -150,7 +150,7 @@ def test_nist_coefficients_have_the_digits_that_the_condition_allows(
 
     reached, owed = digits(solution.c, problem.certified), problem.guaranteed_digits()
     record_property(f"{name} digits", reached)
-    print(f"{name}: {reached:.1f} digits, {owed:.1f} owed at scaled condition {solution.condition:.1e}")
+    print(f"{name}: {reached:.1f} digits, {owed:.1f} owed")
     assert owed > NIST[name]
     assert reached >= owed
     assert solution.cut == 0
@@ -210,7 +210,6 @@ def test_ill_conditioned_problem_has_its_digits_or_says_that_it_was_cut(
         kappa = s[0] / s[-1]
         bound = eta * kappa * (wanted + np.linalg.norm(y) / s[0] + kappa * smallest_residual / s[0])
         assert np.linalg.norm(d * (solution.c - exact)) <= bound
-        assert solution.condition == pytest.approx(kappa, rel=10 * EPS * kappa)
 
 
 @pytest.mark.parametrize("decades", [3, 11, 14])
@@ -351,16 +350,38 @@ def test_residual_does_not_grow_with_the_rank_where_directions_are_cut(comm_self
     assert all(b <= a * (1 + 60 * EPS) for a, b in pairwise(residuals))
 
 
-def test_a_larger_cut_drops_more_and_says_so(
-    comm_self: Any, with_spectrum: Callable[..., tuple[Array, Array, Array]]
+@pytest.mark.parametrize(("cut", "left"), [(0.0, 8), (3e-6, 6), (3e-3, 3), (0.3, 1)])
+def test_leading_singular_directions_are_truncated_singular_value_solutions(
+    cut: float, left: int, comm_self: Any, with_spectrum: Callable[..., tuple[Array, Array, Array]]
 ) -> None:
-    a, _, _ = with_spectrum(50, 8, np.logspace(0, -7, 8))
-    problem = reduce_rows(comm_self, np.ascontiguousarray(a.T), -np.ones(50), 50)
-    d = np.linalg.norm(a, axis=0)
-    s = np.linalg.svd(a / d, compute_uv=False)
+    sigma = np.logspace(0, -7, 8)
+    a, u, v = with_spectrum(50, 8, sigma)
+    y = np.random.default_rng(13).standard_normal(50)
+    problem = reduce_rows(comm_self, np.ascontiguousarray(a.T), -y, 50)
+    rotation, singular_values = problem.singular_directions(cut)
 
-    for cut in (0.0, 1e-5, 1e-3, 0.1):
-        assert problem.solve(8, cut).cut == np.sum(s <= cut * s[0])
+    assert rotation.shape == (8, left)
+    # Singular values are known to eps times the largest.
+    np.testing.assert_allclose(singular_values, sigma, rtol=0, atol=100 * EPS)
+    turned = problem.rotated(rotation)
+    assert len(turned.z) == left
+    for rank in range(left + 1):
+        solution = turned.solve(rank)
+        expected = v[:, :rank] @ (u[:, :rank].T @ y / sigma[:rank])
+        # A direction of singular value s turns by eps / s, and its coefficient is y / s.
+        turn = EPS / sigma[rank - 1] ** 2 if rank else 0.0
+        assert np.linalg.norm(rotation[:, :rank] @ solution.c - expected) <= 100 * turn * np.linalg.norm(y)
+        residual = np.linalg.norm(y - u[:, :rank] @ (u[:, :rank].T @ y))
+        # What is left out leaves no trace: rho takes it up.
+        assert solution.residual == pytest.approx(residual, rel=1e-7)
+
+
+def test_directions_that_j_maps_to_nothing_are_left_out(comm_self: Any) -> None:
+    av = np.zeros((3, 20))
+    rotation, singular_values = reduce_rows(comm_self, av, np.ones(20), 20).singular_directions(0.0)
+
+    assert rotation.shape == (3, 0)
+    assert not singular_values.any()
 
 
 def test_stacking_two_factors_equals_factoring_all_rows(comm_self: Any) -> None:
@@ -418,7 +439,6 @@ def test_scaling_single_columns_changes_neither_cut_nor_residual(scale: float, c
     np.testing.assert_allclose(scaled.c * factors, plain.c, rtol=1e3 * EPS)
     assert scaled.residual == pytest.approx(plain.residual, rel=100 * EPS)
     assert scaled.cut == 0
-    assert scaled.condition < 100
 
 
 def test_zero_residual_needs_no_step(comm_self: Any) -> None:

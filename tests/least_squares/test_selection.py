@@ -17,7 +17,7 @@ EPS = float(np.finfo(np.float64).eps)
 def scan_of(*held_out: float | None, ranks: list[int] | None = None) -> list[ScanEntry]:
     """A scan with the given held-out norms at ranks 0, 1, 2, ..."""
     return [
-        ScanEntry(rank, np.zeros(rank), 1.0, held, 0)
+        ScanEntry(rank, np.zeros(rank), 1.0, held)
         for rank, held in zip(ranks or range(len(held_out)), held_out, strict=True)
     ]
 
