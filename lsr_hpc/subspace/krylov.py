@@ -79,7 +79,8 @@ def krylov_basis(
     """
     comm = jacobian.comm
     lo, hi = jacobian.my_parameters
-    n_given = 0 if given is None else len(given)
+    given = np.empty((0, hi - lo)) if given is None else given
+    n_given = len(given)
     width = min(width, rank - n_given)
     PETSc, _ = libraries()
     mat = jacobian_matrix(jacobian)
@@ -109,7 +110,7 @@ def krylov_basis(
 
         start = depth = 0
         for first in range(0, n_given, width):
-            some = given[first : first + width] if given is not None else np.zeros((0, hi - lo))
+            some = given[first : first + width]
             block = slice(start, start + len(some))
             with _columns(directions, block) as panel:
                 panel[:] = 0.0
