@@ -37,14 +37,16 @@ def headline(job: Job, first: RefineResult, n_instances: int) -> str:
         Two lines.
     """
     many = f"{n_instances} instances, each " if n_instances > 1 else ""
+    # How many directions there are to find differs between instances.
+    size = f"up to {job.subspace.rank}" if n_instances > 1 else f"{first.rank_max}"
     space = (
-        f"{job.subspace.basis} basis of {first.rank_max}"
+        f"{job.subspace.basis} basis of {size}"
         if job.solver.space == "subspace"
         else "all of parameter space"
     )
     return (
         f"{many}{first.counts['rows']} rows ({first.counts['held_out_rows']} held out), "
-        f"{first.counts['params']} parameters; {space}, {job.solver.type}\n"
+        f"{first.counts['params']} parameters; {space}, {job.solver.type}, {first.jacobian} Jacobian\n"
         f"{'':>4}  {'rank':>9}   {'error':>8} -> {'refined':<8}  {'gain':>9}   "
         f"{'residual':>8} -> {'linear':<8} {'true':<8} {'seconds':>7}"
     )

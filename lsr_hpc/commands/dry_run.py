@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lsr_hpc.console import say
@@ -36,7 +37,7 @@ def print_plan(job: Job, family: ProblemFamily, comm: MPI.Comm) -> None:
     free = "" if prepared.free is None else f", {len(prepared.free)} of them free"
     say("# resolved job\n" + job.as_toml())
     say("# plan")
-    for name, value in {
+    _say_table({
         "instances": family.n_instances,
         "MPI ranks": comm.size,
         "rows": f"{prepared.fit_rows.n_rows} fitted, {prepared.held_rows.n_rows} held out",
@@ -44,15 +45,22 @@ def print_plan(job: Job, family: ProblemFamily, comm: MPI.Comm) -> None:
         "jacobian": f"{prepared.representation.in_words} on {device}, {chunks}",
         "products": f"about {load.columns} columns of J and J^T in {load.calls} products",
         "memory per rank": f"{_mib(plan.total_bytes)} planned of {_mib(plan.budget_bytes)}",
-    }.items():
-        say(f"{name:<16} {value}")
-    for name, item in plan.items.items():
-        say(f"  {name:<22} {_mib(item):>10}")
+    })
+    _say_table({name: f"{_mib(item):>10}" for name, item in plan.items.items()}, indent="  ")
     rate = dgemm_rate(device)
     say(f"representations of J, one instance, at the {rate / 1e9:.0f} GF/s of dgemm measured now")
+    costs = {}
     for c in prepared.candidates:
         cost = c.why_not or f"about {c.work / rate:.3g} s of products, holds {_mib(c.held_bytes)}"
-        say(f"  {c.in_words:<22} {cost}" + (" <- chosen" if c == prepared.representation else ""))
+        costs[c.in_words] = cost + (" <- chosen" if c == prepared.representation else "")
+    _say_table(costs, indent="  ")
+
+
+def _say_table(lines: Mapping[str, object], indent: str = "") -> None:
+    """Names in a column as wide as the longest, and what belongs to them."""
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        say(f"{indent}{name:<{width}}  {value}")
 
 
 def _mib(size: int) -> str:

@@ -36,6 +36,7 @@ def run_directory(lsr, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "anti"
     done = lsr(3, "refine", JOB, *TWO, "--out", out)
     assert done.returncode == 0, done.stderr
+    assert "krylov basis of up to 30, tsqr, factored Jacobian" in done.stdout
     assert "2 of 2 improved" in done.stdout
     return out
 
@@ -151,6 +152,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(lsr, tmp_path):
     assert done.returncode == 0, done.stderr
     for word in ("memory per rank", "25550", "matrix_free", "MPI ranks        2"):
         assert word in done.stdout
+    lines = done.stdout.partition("representations of J")[2].splitlines()[1:]
+    assert any(line.startswith("  factored, recorded for every product  about") for line in lines)
+    assert len({line.index(" about ") for line in lines}) == 1
     assert list(tmp_path.iterdir()) == []
 
 
