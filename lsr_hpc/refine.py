@@ -3,11 +3,12 @@
     r(theta0 + delta) ~ r0 + J delta,   delta = V c,   min_c ||r0 + J V c||^2 + mu^2 ||c||^2
     u_refined(x) = u(x; theta0) + [du/dtheta](x) delta
 
-Cost with SLEPc's randomised SVD, q iterations and b = k + p columns: 2 q block products of b columns for V,
-one of k for J V, and one column or so for the checks; one TSQR of N x (k + 1) numbers.
+Cost with the Krylov basis, the default: k columns of J and k of J^T for V and J V together, in blocks of b
+columns; five columns of J and two of J^T for the checks; one TSQR of the N x (k + 1) numbers of [J V | -r0].
 """
 
-# Legend: N rows, P parameters, k directions; _local = this rank's rows or slice of the parameters.
+# Legend: N rows, P parameters, k directions, b columns of a Krylov block; _local = this rank's rows or slice
+# of the parameters.
 
 from __future__ import annotations
 
