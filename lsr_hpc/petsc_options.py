@@ -10,13 +10,19 @@ import ctypes
 from collections.abc import Sequence
 
 from lsr_hpc.errors import JobError
-from lsr_hpc.petsc import libraries
+from lsr_hpc.petsc import destroying, libraries
 
 __all__ = ["PREFIX", "check_option_words", "check_options", "unused_options"]
 
 PREFIX = "lsr_"
 # Names that only an object of ours could ask for, which does so with the prefix.
 _WITHOUT_PREFIX = ("svd_", "bv_", "ksp_", "pc_", "ds_", "eps_", "st_")
+# Types that do with products of J; the first of each is the one that the probes start from.
+_USABLE = {
+    "svd": ("randomized", "trlanczos", "lanczos", "cross", "scalapack"),
+    "ksp": ("lsqr", "cgls"),
+    "pc": ("none",),
+}
 
 
 def check_option_words(words: Sequence[str]) -> None:
@@ -45,25 +51,35 @@ def check_options(words: Sequence[str]) -> None:
         words: What stands behind ``--``; already known to PETSc, together with ``PETSC_OPTIONS``.
 
     Raises:
-        JobError: With what PETSc says about an unknown type or a value that is none.
+        JobError: With what PETSc says about an unknown type or a value that is none; or if a type cannot work
+            with J.
 
     Not collective, although PETSc must have been started: the objects live on this rank alone.
     """
     PETSc, SLEPc = libraries()
-    for kind in (SLEPc.SVD, SLEPc.BV, PETSc.KSP):
-        probe = kind().create(PETSc.COMM_SELF)
-        probe.setOptionsPrefix(PREFIX)
-        try:
-            probe.setFromOptions()
-        except (PETSc.Error, SystemError) as error:
-            # slepc4py hands PETSc's error over as itself, or as the cause of a SystemError.
-            said = str(error.__cause__ or error).strip().splitlines()[-1].partition("] ")[2]
+    svd, bv, ksp = (kind().create(PETSc.COMM_SELF) for kind in (SLEPc.SVD, SLEPc.BV, PETSc.KSP))
+    with destroying(svd, bv, ksp):
+        svd.setType(_USABLE["svd"][0])
+        ksp.setType(_USABLE["ksp"][0])
+        ksp.getPC().setType(_USABLE["pc"][0])
+        for probe in (svd, bv, ksp):
+            probe.setOptionsPrefix(PREFIX)
+            try:
+                probe.setFromOptions()
+            except (PETSc.Error, SystemError) as error:
+                # slepc4py hands PETSc's error over as itself, or as the cause of a SystemError.
+                said = str(error.__cause__ or error).strip().splitlines()[-1].partition("] ")[2]
+                raise JobError(
+                    f"PETSc refuses the options {' '.join(words) or 'in PETSC_OPTIONS'}: {said}; "
+                    "their values are those of your PETSc and SLEPc, see -help"
+                ) from error
+        types = {"svd": svd.getType(), "ksp": ksp.getType(), "pc": ksp.getPC().getType()}
+    for kind, chosen in types.items():
+        if chosen not in _USABLE[kind]:
             raise JobError(
-                f"PETSc refuses the options {' '.join(words) or 'in PETSC_OPTIONS'}: {said}; "
-                "their values are those of your PETSc and SLEPc, see -help"
-            ) from error
-        finally:
-            probe.destroy()
+                f"-{PREFIX}{kind}_type {chosen} cannot work with J, which is rectangular and known by its "
+                f"products alone: use {', '.join(_USABLE[kind])}"
+            )
     # Reading has marked them as used. Set again they are new, and tell at the end who asked for them.
     options = PETSc.Options()
     for name in _names(words):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Read when numpy and PETSc load. On matrices as small as these, threads only wait for each other.
@@ -46,6 +46,23 @@ def comm_self() -> Any:
     from mpi4py import MPI
 
     return MPI.COMM_SELF
+
+
+@pytest.fixture
+def petsc_option() -> Iterator[Callable[[str, str], None]]:
+    """Sets options of PETSc for the length of a test."""
+    from lsr_hpc.petsc import libraries
+
+    options = libraries()[0].Options()
+    names: list[str] = []
+
+    def put(name: str, value: str) -> None:
+        names.append(name)
+        options[name] = value
+
+    yield put
+    for name in names:
+        del options[name]
 
 
 @pytest.fixture

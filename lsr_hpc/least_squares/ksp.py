@@ -238,8 +238,9 @@ def _solve(
                 ksp.setType(method)
                 ksp.getPC().setType("none")
                 ksp.setTolerances(rtol=0.0, atol=0.0, max_it=max_iterations)
-                ksp.setConvergenceTest(progress)
                 ksp.setFromOptions()
+                # Last: where the options name another method, PETSc forgets the test.
+                ksp.setConvergenceTest(progress)
                 ksp.solve(b, x)
                 iterations = ksp.getIterationNumber()
                 progress.conclude()

@@ -69,9 +69,12 @@ def svd_basis(
         svd.setOptionsPrefix("lsr_")
         svd.setOperator(mat)
         svd.setType(solver)
+        # The options may name another solver, which then needs limits of its own kind.
+        svd.setFromOptions()
+        chosen = svd.getType()
         svd.setImplicitTranspose(True)
         width = rank + oversampling
-        if solver == "randomized":
+        if chosen == "randomized":
             svd.setDimensions(rank, width)
             svd.setConvergenceTest(SLEPc.SVD.Conv.MAXIT)
             svd.setTolerances(1e-8, iterations)
@@ -80,7 +83,6 @@ def svd_basis(
             svd.setTolerances(1e-10, iterations)
             width = 1
         svd.setFromOptions()
-        chosen = svd.getType()
         kinds = SLEPc.BV.OrthogBlockType
         kind = kinds.CHOL if orthogonalization == "cholesky_qr2" else kinds.TSQR
         for bv in svd.getBV():

@@ -285,3 +285,16 @@ def test_one_product_with_j_and_one_with_its_transpose_per_iteration(
     extra = 8 + solution.iterations // 10
     assert solution.iterations <= jacobian.counter.jv_calls <= solution.iterations + extra
     assert solution.iterations <= jacobian.counter.jtu_calls <= solution.iterations + extra
+
+
+@pytest.mark.parametrize("option", METHODS)
+@pytest.mark.parametrize("method", METHODS)
+def test_method_named_by_an_option_is_judged_by_our_test(
+    method: str, option: str, solve: Any, with_spectrum: Any, petsc_option: Any
+) -> None:
+    petsc_option("lsr_ksp_type", option)
+    a, r0, expected = problem(with_spectrum)
+    solution = solve("full", a, r0, method)
+
+    assert solution.is_converged
+    assert np.linalg.norm(solution.x_local - expected) <= 1e-12 * 50**2 * np.linalg.norm(r0)

@@ -182,6 +182,9 @@ BAD = {
         "antiderivative.safetensors': 20 of its tensors do not fit width = 51, depth = 5",
     ),
     "petsc type": (["refine", JOB], "Unknown SVD type given: nonsense", "-lsr_svd_type", "nonsense"),
+    "petsc solver": (["refine", JOB], "lapack cannot work with J", "-lsr_svd_type", "lapack"),
+    "petsc method": (["refine", JOB], "gmres cannot work with J", "-lsr_ksp_type", "gmres"),
+    "petsc preconditioner": (["refine", JOB], "jacobi cannot work with J", "-lsr_pc_type", "jacobi"),
     "petsc prefix": (["refine", JOB], "write -lsr_svd_type", "-svd_type", "cross"),
     "no cuda": (["refine", JOB, "--set", "compute.device=cuda"], "sees no GPU"),
 }  # fmt: skip

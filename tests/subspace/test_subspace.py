@@ -345,3 +345,16 @@ def test_captured_energy_of_everything_is_one(as_jacobian: AsJacobian, with_spec
 
 def test_captured_energy_of_a_zero_jacobian_is_zero(as_jacobian: AsJacobian) -> None:
     assert captured_energy(as_jacobian(np.zeros((20, 10))), np.eye(3, 10), 0.0, seed=0) == 0.0
+
+
+@pytest.mark.parametrize(("named", "option"), [("randomized", "cross"), ("cross", "randomized")])
+def test_solver_named_by_an_option_works_as_if_the_job_had_named_it(
+    named: str, option: str, as_jacobian: AsJacobian, with_spectrum: WithSpectrum, petsc_option: Any
+) -> None:
+    a, _, _ = with_spectrum(150, 80, SPECTRA["exponential"])
+    expected = make_basis(option, as_jacobian(a), iterations=20)
+    petsc_option("lsr_svd_type", option)
+    basis = make_basis(named, as_jacobian(a), iterations=20)
+
+    assert basis.detail == expected.detail
+    np.testing.assert_array_equal(basis.v_local, expected.v_local)
