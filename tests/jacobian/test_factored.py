@@ -9,11 +9,10 @@ from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp
+from torch.func import grad, hessian, jacfwd, jacrev, jvp
 
 from lsr_hpc.derivatives import along, second_along
 from lsr_hpc.errors import JobError
@@ -26,9 +25,7 @@ from lsr_hpc.jacobian.probe import BlockProbe, probe_block
 from lsr_hpc.models import MLP, BoundDeepONet, DeepONet
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.rows import local_rows, split_rows
-
-# Both sides are exact derivatives in float64; sums of a few hundred terms in another order differ by less.
-RELATIVE = 1e-12
+from tests.jacobian.dense import RELATIVE, assert_equal, dense_jacobian, panel
 
 
 class Case:
@@ -57,22 +54,7 @@ class Case:
 
     @cached_property
     def dense(self) -> Tensor:
-        """J entry by entry from the user's own functions, in float64; shares no code with the operator."""
-        parameters = {n: p.detach().double() for n, p in self.model.named_parameters() if p.requires_grad}
-        module = self.model.double()
-
-        def residual(tensors: dict[str, Tensor]) -> Tensor:
-            def u(*inputs: Tensor) -> Tensor:
-                return functional_call(module, tensors, inputs)
-
-            parts = []
-            for block in self.blocks:
-                values = block.residual(u, block.points, *block.data)
-                parts.append((block.weight / values.numel()) ** 0.5 * values.reshape(-1))
-            return torch.cat(parts)
-
-        pieces = jacrev(residual)(parameters)
-        return torch.cat([pieces[n].reshape(-1, p.numel()) for n, p in parameters.items()], dim=1)
+        return dense_jacobian(self.model, self.blocks)
 
 
 def points(n: int, d: int = 2) -> Tensor:
@@ -354,16 +336,6 @@ def made(name: str) -> Case:
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     return made(request.param)
-
-
-def panel(rows: int, columns: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, columns)))
-
-
-def assert_equal(actual: Tensor, expected: Tensor) -> None:
-    assert actual.dtype == torch.float64
-    assert actual.shape == expected.shape
-    assert float((actual - expected).norm()) <= RELATIVE * float(expected.norm())
 
 
 def test_products_are_the_dense_ones(case: Case) -> None:
