@@ -20,7 +20,7 @@ from lsr_hpc.jacobian.examine import NotFactored, examine_blocks
 from lsr_hpc.jacobian.explicit import why_not_explicit
 from lsr_hpc.jacobian.operator import DistributedJacobian, JacobianOperator
 from lsr_hpc.jacobian.probe import BlockProbe, probe_block
-from lsr_hpc.jacobian.restricted import RestrictedJacobian, choose_parameters
+from lsr_hpc.jacobian.restricted import choose_parameters
 from lsr_hpc.plan import MemoryPlan, make_plan, panel_bytes, rss_bytes, workload
 from lsr_hpc.problem import Problem, ResidualBlock, check_outputs, check_problem
 from lsr_hpc.rows import LocalRows, RowSet, local_rows, partition, split_rows
@@ -123,8 +123,7 @@ def prepare(problem: Problem, comm: MPI.Comm, settings: RefineSettings) -> Prepa
     )
 
     def operator(rows: LocalRows) -> JacobianOperator:
-        local = build(choice, model, rows, checked.structures, plan)
-        return local if checked.free is None else RestrictedJacobian(local, checked.free)
+        return build(choice, model, rows, checked.structures, plan, checked.free)
 
     jacobian, held_jacobian = agree(comm, lambda: (operator(fit), operator(held)))
     return PreparedProblem(
@@ -216,7 +215,7 @@ def _plan(
         checked.held,
         checked.structures,
         checked.why_not_explicit,
-        checked.model.layout.size,
+        checked.n_free,
         mpi_size,
         workload(settings),
     )

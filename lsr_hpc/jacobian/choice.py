@@ -4,7 +4,7 @@ Work is counted in flops and divided by the share of the dgemm rate that each re
 the choice follows from counts alone and is the same in every run; only the seconds printed need a clock.
 """
 
-# Legend: C residual components per point, P parameters; counts are of one MPI rank.
+# Legend: C residual components per point, P' free parameters; counts are of one MPI rank.
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
@@ -22,6 +23,7 @@ from lsr_hpc.jacobian.factored import BlockStructure, FactoredJacobian
 from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
 from lsr_hpc.jacobian.operator import JacobianOperator
 from lsr_hpc.jacobian.probe import BlockProbe
+from lsr_hpc.jacobian.restricted import RestrictedJacobian
 from lsr_hpc.plan import MemoryPlan, Workload
 from lsr_hpc.problem import ResidualBlock
 from lsr_hpc.rows import LocalRows, RowSet, partition
@@ -79,7 +81,7 @@ def candidates(
         held: Held-out rows.
         structures: Factored form of every block, or why there is none.
         why_not_explicit: Why J cannot be had as a matrix, or empty.
-        n_parameters: P.
+        n_parameters: P'.
         mpi_size: Number of ranks.
         load: What is to be multiplied.
 
@@ -161,7 +163,12 @@ def choose(found: Sequence[Candidate], wanted: str, free_bytes: int) -> Candidat
 
 
 def build(
-    choice: Candidate, model: FunctionalModel, rows: LocalRows, structures: Structures, plan: MemoryPlan
+    choice: Candidate,
+    model: FunctionalModel,
+    rows: LocalRows,
+    structures: Structures,
+    plan: MemoryPlan,
+    free: Tensor | None,
 ) -> JacobianOperator:
     """Make the representation for this rank's rows.
 
@@ -171,15 +178,21 @@ def build(
         rows: This rank's rows.
         structures: Factored form of every block, or why there is none.
         plan: Sizes of tiles.
+        free: Increasing coordinates of the free parameters; None for all.
 
     Returns:
-        The operator.
+        The operator, its columns those of the free parameters.
     """
     if choice.name == "explicit":
-        return ExplicitJacobian(model, rows, tile_bytes=plan.tile_bytes)
+        return ExplicitJacobian(model, rows, tile_bytes=plan.tile_bytes, free=free)
+    operator: JacobianOperator
     if choice.name == "factored" and not isinstance(structures, NotFactored):
-        return FactoredJacobian(model, rows, structures, tile_bytes=plan.tile_bytes, hold=choice.hold)
-    return MatrixFreeJacobian(model, rows, columns_per_tile=plan.columns_per_tile, tile_bytes=plan.tile_bytes)
+        operator = FactoredJacobian(model, rows, structures, tile_bytes=plan.tile_bytes, hold=choice.hold)
+    else:
+        operator = MatrixFreeJacobian(
+            model, rows, columns_per_tile=plan.columns_per_tile, tile_bytes=plan.tile_bytes
+        )
+    return operator if free is None else RestrictedJacobian(operator, free)
 
 
 def dgemm_rate(device: torch.device) -> float:

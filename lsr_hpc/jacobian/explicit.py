@@ -4,9 +4,12 @@ Worth its memory for few residual components and many columns: set-up costs 1 + 
 of automatic differentiation, each column after that 2 P flops per row at the rate of a matrix product.
 """
 
-# Legend: n points of a tile, C residual components per point, b columns.
+# Legend: n points of a tile, C residual components per point, b columns, P' <= P parameters held.
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,12 +32,17 @@ class ExplicitJacobian:
         model: The network.
         rows: This rank's rows.
         tile_bytes: Upper bound for the temporaries of one tile of points while the matrix is made.
+        free: Increasing coordinates of the parameters whose columns are held, shape (P',); None for all P.
     """
 
-    def __init__(self, model: FunctionalModel, rows: LocalRows, *, tile_bytes: int) -> None:
+    def __init__(
+        self, model: FunctionalModel, rows: LocalRows, *, tile_bytes: int, free: Tensor | None = None
+    ) -> None:
         self._model = model
         self._rows = rows
         self._tile_bytes = tile_bytes
+        self._n_parameters = model.layout.size if free is None else len(free)
+        self._pieces = list(_pieces(model, free))
         self._matrix: Tensor | None = None
 
     @property
@@ -44,14 +52,14 @@ class ExplicitJacobian:
 
     @property
     def n_parameters(self) -> int:
-        """Number of unknowns P."""
-        return self._model.layout.size
+        """Number of unknowns P'."""
+        return self._n_parameters
 
     def jv(self, v: Tensor) -> Tensor:
         """``J V``.
 
         Args:
-            v: Shape (b, P), float64.
+            v: Shape (b, P'), float64.
 
         Returns:
             Shape (b, N_local).
@@ -65,21 +73,22 @@ class ExplicitJacobian:
             u: Shape (b, N_local), float64.
 
         Returns:
-            Shape (b, P).
+            Shape (b, P').
         """
         return u.to(self._model.device) @ self.matrix
 
     @property
     def matrix(self) -> Tensor:
-        """The local rows of J, shape (N_local, P), float64, on the device of the model."""
+        """The local rows of J, shape (N_local, P'), float64, on the device of the model."""
         if self._matrix is None:
             matrix = torch.empty(
                 self.n_rows, self.n_parameters, dtype=torch.float64, device=self._model.device
             )
+            n_gradients = sum(self._model.theta0_tensors[piece.name].numel() for piece in self._pieces)
             row = 0
             for segment in self._rows.segments:
                 # One reverse pass per component holds the temporaries of all of them.
-                per_point = 8 * (segment.probe.numbers_per_point + self.n_parameters)
+                per_point = 8 * (segment.probe.numbers_per_point + n_gradients)
                 size = max(1, self._tile_bytes // (per_point * segment.probe.rows_per_point))
                 for points in even_tiles(segment.n_points, size):
                     n_rows = (points.stop - points.start) * segment.probe.rows_per_point
@@ -92,14 +101,38 @@ class ExplicitJacobian:
         """Fill in the rows of J at some points: a reverse pass per point and component, vectorised."""
 
         def residual(tensors: dict[str, Tensor], point: tuple[Tensor, ...]) -> Tensor:
-            field = self._model.field_of_tensors(tensors)
+            # All by name: a layer with two names keeps what torch bound to it in an earlier call.
+            field = self._model.field_of_tensors({**self._model.theta0_tensors, **tensors})
             values = segment.block.residual(field, *(t.unsqueeze(0) for t in point))
             return values.reshape(-1)
 
         tile = tuple(t[points] for t in segment.tensors)
-        gradients = vmap(jacrev(residual), in_dims=(None, 0))(self._model.theta0_tensors, tile)
-        for name, where in self._model.layout.ranges.items():
-            torch.mul(gradients[name].reshape(len(rows), -1), segment.scale, out=rows[:, where])
+        at = {piece.name: self._model.theta0_tensors[piece.name] for piece in self._pieces}
+        gradients = vmap(jacrev(residual), in_dims=(None, 0))(at, tile)
+        for piece in self._pieces:
+            gradient = gradients[piece.name].reshape(len(rows), -1)
+            torch.mul(gradient[:, piece.entries], segment.scale, out=rows[:, piece.columns])
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Columns of the matrix that belong to one parameter tensor: some of its entries, in order."""
+
+    name: str
+    entries: slice | Tensor
+    columns: slice
+
+
+def _pieces(model: FunctionalModel, free: Tensor | None) -> Iterator[_Piece]:
+    """Share the columns out among the parameter tensors; tensors without any are left out."""
+    for name, where in model.layout.ranges.items():
+        if free is None:
+            yield _Piece(name, slice(None), where)
+            continue
+        first, last = (int(i) for i in torch.searchsorted(free, torch.tensor([where.start, where.stop])))
+        if last > first:
+            entries = (free[first:last] - where.start).to(model.device)
+            yield _Piece(name, entries, slice(first, last))
 
 
 def why_not_explicit(block: ResidualBlock, probe: BlockProbe, model: FunctionalModel) -> str:

@@ -1,7 +1,7 @@
 """J restricted to some of the parameters: all others keep their trained value.
 
 Panels over the parameters shrink with the restriction, and with them memory and orthogonalisation; a product
-costs as much as before.
+costs as much as before. The explicit Jacobian restricts itself, and holds the free columns alone.
 """
 
 # Legend: P parameters, P' <= P of them free.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lsr_hpc.errors import JobError
 from lsr_hpc.jacobian.choice import Candidate, candidates, choose
 from lsr_hpc.jacobian.examine import NotFactored
+from lsr_hpc.jacobian.explicit import ExplicitJacobian
 from lsr_hpc.models import MLP
 from lsr_hpc.plan import workload
 from lsr_hpc.prepare import PreparedProblem, prepare
@@ -64,6 +65,7 @@ def prepared(
     model: nn.Module | None = None,
     rows: int = 400,
     residual: Callable[..., Tensor] = misfit,
+    **subspace: Any,
 ) -> PreparedProblem:
     torch.manual_seed(0)
     x = torch.linspace(-1, 1, rows, dtype=torch.float64)[:, None]
@@ -74,14 +76,17 @@ def prepared(
         blocks=[ResidualBlock(name="fit", residual=residual, points=x)],
     )
     settings = RefineSettings(
-        subspace=SubspaceSettings(rank=64), compute=ComputeSettings(jacobian=jacobian, device="cpu")
+        subspace=SubspaceSettings(rank=64, **subspace),
+        compute=ComputeSettings(jacobian=jacobian, device="cpu"),
     )
     return prepare(problem, comm, settings)
 
 
+@pytest.mark.parametrize("fraction", [1.0, 0.1])
 @pytest.mark.parametrize("name", ["matrix_free", "factored", "explicit"])
-def test_every_representation_gives_the_same_products(name: str, comm_self: Any) -> None:
-    made, reference = prepared(comm_self, name), prepared(comm_self, "matrix_free")
+def test_every_representation_gives_the_same_products(name: str, fraction: float, comm_self: Any) -> None:
+    made = prepared(comm_self, name, parameter_fraction=fraction)
+    reference = prepared(comm_self, "matrix_free", parameter_fraction=fraction)
     assert made.representation.name == name
     generator = torch.Generator().manual_seed(1)
     size, n_rows = made.jacobian.local.n_parameters, made.jacobian.local.n_rows
@@ -100,6 +105,14 @@ def test_memory_of_an_explicit_jacobian_is_that_of_the_matrix(comm_self: Any) ->
     made = prepared(comm_self, "explicit")
     assert made.representation.held_bytes == 8 * made.model.layout.size * 400
     assert made.plan.items["explicit J"] == made.representation.held_bytes
+
+
+def test_memory_of_an_explicit_jacobian_is_that_of_the_free_columns(comm_self: Any) -> None:
+    made = prepared(comm_self, "explicit", parameters=("layers.2.*",))
+    n_free = 64 * 64 + 64
+    assert made.representation.held_bytes == 8 * n_free * 400
+    assert isinstance(made.jacobian.local, ExplicitJacobian)
+    assert made.jacobian.local.matrix.shape == (made.fit.n_rows, n_free)
 
 
 def test_network_without_linear_layers_falls_back_and_says_why(

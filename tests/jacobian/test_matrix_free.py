@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
 
 from lsr_hpc.derivatives import along, second_along
 from lsr_hpc.errors import JobError
@@ -26,9 +25,7 @@ from lsr_hpc.jacobian.restricted import RestrictedJacobian, choose_parameters
 from lsr_hpc.models import MLP, BoundDeepONet, DeepONet
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.rows import local_rows, split_rows
-
-# Both sides are exact derivatives in float64; sums of a few hundred terms in another order differ by less.
-RELATIVE = 1e-12
+from tests.jacobian.dense import RELATIVE, assert_equal, dense_jacobian, panel
 
 
 @dataclass
@@ -45,28 +42,13 @@ class Case:
             model, local_rows(rows, 0, 1, model), columns_per_tile=columns_per_tile, tile_bytes=tile_bytes
         )
 
-    def explicit(self, tile_bytes: int = 2**26) -> ExplicitJacobian:
+    def explicit(self, tile_bytes: int = 2**26, free: Tensor | None = None) -> ExplicitJacobian:
         model = FunctionalModel(self.model)
         rows = split_rows(self.blocks, [probe_block(b, model) for b in self.blocks], 0.0, 0)[0]
-        return ExplicitJacobian(model, local_rows(rows, 0, 1, model), tile_bytes=tile_bytes)
+        return ExplicitJacobian(model, local_rows(rows, 0, 1, model), tile_bytes=tile_bytes, free=free)
 
     def dense(self) -> Tensor:
-        """J entry by entry from the user's own functions, in float64; shares no code with the operator."""
-        parameters = {n: p.detach().double() for n, p in self.model.named_parameters() if p.requires_grad}
-        module = self.model.double()
-
-        def residual(tensors: dict[str, Tensor]) -> Tensor:
-            def u(*inputs: Tensor) -> Tensor:
-                return functional_call(module, tensors, inputs)
-
-            parts = []
-            for block in self.blocks:
-                values = block.residual(u, block.points, *block.data)
-                parts.append((block.weight / values.numel()) ** 0.5 * values.reshape(-1))
-            return torch.cat(parts)
-
-        pieces = jacrev(residual)(parameters)
-        return torch.cat([pieces[n].reshape(-1, p.numel()) for n, p in parameters.items()], dim=1)
+        return dense_jacobian(self.model, self.blocks)
 
 
 def column(*values: float, n: int = 0) -> Tensor:
@@ -197,19 +179,9 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]()
 
 
-def block_of(rows: int, columns: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, columns)))
-
-
-def assert_equal(actual: Tensor, expected: Tensor) -> None:
-    assert actual.dtype == torch.float64
-    assert actual.shape == expected.shape
-    assert float((actual - expected).norm()) <= RELATIVE * float(expected.norm())
-
-
 def test_product_with_j_is_the_dense_one(case: Case) -> None:
     jacobian, dense = case.jacobian(), case.dense()
-    v = block_of(5, jacobian.n_parameters)
+    v = panel(5, jacobian.n_parameters)
 
     assert (jacobian.n_rows, jacobian.n_parameters) == tuple(dense.shape)
     assert_equal(jacobian.jv(v), v @ dense.T)
@@ -217,14 +189,14 @@ def test_product_with_j_is_the_dense_one(case: Case) -> None:
 
 def test_product_with_the_transpose_is_the_dense_one(case: Case) -> None:
     jacobian, dense = case.jacobian(), case.dense()
-    u = block_of(5, jacobian.n_rows)
+    u = panel(5, jacobian.n_rows)
 
     assert_equal(jacobian.jtu(u), u @ dense)
 
 
 def test_products_are_adjoint(case: Case) -> None:
     jacobian = case.jacobian()
-    u, v = block_of(4, jacobian.n_rows, 1), block_of(4, jacobian.n_parameters, 2)
+    u, v = panel(4, jacobian.n_rows, 1), panel(4, jacobian.n_parameters, 2)
 
     left, right = u @ jacobian.jv(v).T, jacobian.jtu(u) @ v.T
     scale = float(u.norm() * jacobian.jv(v).norm())
@@ -241,7 +213,7 @@ TILINGS: Sequence[tuple[int, int]] = [
 @pytest.mark.parametrize(("columns_per_tile", "tile_bytes"), TILINGS)
 def test_tiling_does_not_change_the_products(case: Case, columns_per_tile: int, tile_bytes: int) -> None:
     whole, tiled = case.jacobian(), case.jacobian(columns_per_tile, tile_bytes)
-    v, u = block_of(7, whole.n_parameters), block_of(7, whole.n_rows)
+    v, u = panel(7, whole.n_parameters), panel(7, whole.n_rows)
 
     assert_equal(tiled.jv(v), whole.jv(v))
     assert_equal(tiled.jtu(u), whole.jtu(u))
@@ -261,7 +233,7 @@ def test_tile_edges_neither_skip_nor_repeat_a_row(points_per_tile: int) -> None:
 
 def test_column_of_a_block_product_is_the_single_product(case: Case) -> None:
     jacobian = case.jacobian(columns_per_tile=4)
-    v, u = block_of(6, jacobian.n_parameters), block_of(6, jacobian.n_rows)
+    v, u = panel(6, jacobian.n_parameters), panel(6, jacobian.n_rows)
     jv, jtu = jacobian.jv(v), jacobian.jtu(u)
 
     for i in range(6):
@@ -271,7 +243,7 @@ def test_column_of_a_block_product_is_the_single_product(case: Case) -> None:
 
 def test_products_are_repeatable_bit_for_bit(case: Case) -> None:
     jacobian = case.jacobian(3, 40_000)
-    v, u = block_of(5, jacobian.n_parameters), block_of(5, jacobian.n_rows)
+    v, u = panel(5, jacobian.n_parameters), panel(5, jacobian.n_rows)
 
     assert torch.equal(jacobian.jv(v), jacobian.jv(v))
     assert torch.equal(jacobian.jtu(u), jacobian.jtu(u))
@@ -312,7 +284,7 @@ def test_a_rank_without_rows_adds_nothing() -> None:
         model, local_rows(rows, nobody[0], 40, model), columns_per_tile=4, tile_bytes=1
     )
 
-    assert empty.jv(block_of(3, empty.n_parameters)).shape == (3, 0)
+    assert empty.jv(panel(3, empty.n_parameters)).shape == (3, 0)
     assert not empty.jtu(torch.zeros(3, 0).double()).any()
 
 
@@ -321,7 +293,7 @@ def test_ranks_together_make_the_whole_jacobian() -> None:
     case = pde()
     model, dense = FunctionalModel(case.model), case.dense()
     rows = split_rows(case.blocks, [probe_block(b, model) for b in case.blocks], 0.0, 0)[0]
-    v, u = block_of(3, dense.shape[1]), block_of(3, dense.shape[0])
+    v, u = panel(3, dense.shape[1]), panel(3, dense.shape[0])
     jv, jtu, first = [], torch.zeros(3, dense.shape[1]).double(), 0
     for rank in range(4):
         local = local_rows(rows, rank, 4, model)
@@ -342,7 +314,7 @@ def test_chunks_of_the_exchange_do_not_change_the_products(columns_per_chunk: in
     case = vector_valued()
     dense = case.dense().numpy()
     jacobian = DistributedJacobian(comm_self, case.jacobian(), columns_per_chunk)
-    v, u = block_of(7, dense.shape[1]).numpy(), block_of(7, dense.shape[0]).numpy()
+    v, u = panel(7, dense.shape[1]).numpy(), panel(7, dense.shape[0]).numpy()
 
     np.testing.assert_allclose(
         jacobian.jv(v), v @ dense.T, rtol=0, atol=RELATIVE * np.linalg.norm(v @ dense.T)
@@ -359,7 +331,7 @@ def test_panels_of_any_layout_are_taken(layout: str, comm_self: Any) -> None:
     case = mlp()
     dense = case.dense().numpy()
     jacobian = DistributedJacobian(comm_self, case.jacobian(), 3)
-    v = block_of(4, dense.shape[1]).numpy()
+    v = panel(4, dense.shape[1]).numpy()
     if layout == "transposed":
         given = np.asfortranarray(v)
     elif layout == "strided":
@@ -377,7 +349,7 @@ def test_user_network_and_data_stay_as_they_were() -> None:
     state = {n: t.clone() for n, t in case.model.state_dict().items()}
     points = case.blocks[0].points.clone()
     jacobian = case.jacobian()
-    jacobian.jtu(jacobian.jv(block_of(3, jacobian.n_parameters)))
+    jacobian.jtu(jacobian.jv(panel(3, jacobian.n_parameters)))
 
     for name, tensor in case.model.state_dict().items():
         assert tensor.dtype == state[name].dtype
@@ -389,18 +361,53 @@ def test_user_network_and_data_stay_as_they_were() -> None:
 @pytest.mark.parametrize("tile_bytes", [1, 30_000, 2**26])
 def test_explicit_rows_are_the_dense_ones(case: Case, tile_bytes: int) -> None:
     explicit, dense = case.explicit(tile_bytes), case.dense()
-    v, u = block_of(5, explicit.n_parameters), block_of(5, explicit.n_rows)
+    v, u = panel(5, explicit.n_parameters), panel(5, explicit.n_rows)
 
     assert_equal(explicit.matrix, dense)
     assert_equal(explicit.jv(v), v @ dense.T)
     assert_equal(explicit.jtu(u), u @ dense)
 
 
+@pytest.mark.parametrize("tile_bytes", [1, 2**26])
+@pytest.mark.parametrize("share", ["some of every tensor", "the last tensor", "one number"])
+def test_explicit_rows_hold_the_free_columns_alone(case: Case, share: str, tile_bytes: int) -> None:
+    dense = case.dense()
+    n_parameters, last = dense.shape[1], list(FunctionalModel(case.model).layout.ranges.values())[-1]
+    free = {
+        "some of every tensor": torch.arange(1, n_parameters, 3),
+        "the last tensor": torch.arange(last.start, last.stop),
+        "one number": torch.tensor([n_parameters // 2]),
+    }[share]
+    explicit = case.explicit(tile_bytes, free)
+    v, u = panel(5, len(free)), panel(5, explicit.n_rows)
+
+    assert (explicit.n_rows, explicit.n_parameters) == (len(dense), len(free))
+    # A number on which no row depends leaves nothing to compare its rounding with.
+    allowed = RELATIVE * float(dense.norm())
+    assert explicit.matrix.shape == (len(dense), len(free))
+    assert float((explicit.matrix - dense[:, free]).norm()) <= allowed
+    assert float((explicit.jv(v) - v @ dense[:, free].T).norm()) <= allowed * float(v.norm())
+    assert float((explicit.jtu(u) - u @ dense[:, free]).norm()) <= allowed * float(u.norm())
+
+
+def test_free_columns_are_those_at_the_start_whatever_state_was_looked_at_before() -> None:
+    torch.manual_seed(3)
+    case = tied()
+    model = FunctionalModel(case.model)
+    rows = split_rows(case.blocks, [probe_block(b, model) for b in case.blocks], 0.0, 0)[0]
+    model.field(2 * model.theta0)(case.blocks[0].points)
+    explicit = ExplicitJacobian(
+        model, local_rows(rows, 0, 1, model), tile_bytes=2**26, free=torch.arange(5, 25)
+    )
+
+    assert_equal(explicit.matrix, case.dense()[:, 5:25])
+
+
 def test_restriction_takes_columns_of_the_dense_jacobian(case: Case) -> None:
     jacobian, dense = case.jacobian(), case.dense()
     free = torch.arange(1, jacobian.n_parameters, 3)
     restricted = RestrictedJacobian(jacobian, free)
-    v, u = block_of(5, len(free)), block_of(5, jacobian.n_rows)
+    v, u = panel(5, len(free)), panel(5, jacobian.n_rows)
 
     assert (restricted.n_rows, restricted.n_parameters) == (jacobian.n_rows, len(free))
     assert_equal(restricted.jv(v), v @ dense[:, free].T)
