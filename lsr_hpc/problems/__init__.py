@@ -47,5 +47,6 @@ PROBLEMS = {
             "antiderivative", "physics-informed DeepONet h -> s, s' = h, one refinement per unseen function"
         ),
         ShippedProblem("function_fit", "regression of sin(k pi x) sin(k pi y) with a tanh network"),
+        ShippedProblem("poisson", "physics-informed network for u_xx + u_yy = s on the unit square"),
     ]
 }
