@@ -9,6 +9,8 @@ any initial values, and the Cole-Hopf formula for u(x, 0) = -sin(pi x).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,11 +45,12 @@ def burgers_spectrum(
     # The square of u has waves that the grid cannot tell from longer ones: two thirds are free of them.
     kept = np.arange(n // 2 + 1) <= n // 3
 
-    def advection(v: ComplexArray) -> ComplexArray:
+    def advection(v: NDArray[Any]) -> ComplexArray:
         u = np.fft.irfft(v, n)
         product: ComplexArray = -0.5j * k * kept * np.fft.rfft(u * u)
         return product
 
+    steps_per_snapshot = steps // (snapshots - 1)
     v = np.fft.rfft(initial)
     out = np.empty((len(initial), snapshots, len(k)), dtype=np.complex128)
     out[:, 0] = v
@@ -59,8 +62,8 @@ def burgers_spectrum(
         n_b = advection(b)
         c = half * a + q * (2 * n_b - n_v)
         v = full * v + f1 * n_v + f2 * (n_a + n_b) + f3 * advection(c)
-        if step % (steps // (snapshots - 1)) == 0:
-            out[:, step // (steps // (snapshots - 1))] = v
+        if step % steps_per_snapshot == 0:
+            out[:, step // steps_per_snapshot] = v
     return out / n
 
 
@@ -117,7 +120,7 @@ def burgers_wave(x: Array, t: Array, viscosity: float, nodes: int = 120) -> Arra
     Returns:
         u, shape (p,).
     """
-    z, w = np.polynomial.hermite.hermgauss(nodes)
+    z, w = np.polynomial.hermite.hermgauss(nodes)  # type: ignore[no-untyped-call]
     y = np.pi * (x[:, np.newaxis] - 2 * np.sqrt(viscosity * t)[:, np.newaxis] * z)
     weights = w * np.exp(-np.cos(y) / (2 * np.pi * viscosity))
     u: Array = -(np.sin(y) * weights).sum(axis=1) / weights.sum(axis=1)
