@@ -183,7 +183,7 @@ def training_task(job: Job) -> tuple[TrainingTask, TrainingSettings]:
             f"`lsr-hpc train` re-makes {', '.join(PROBLEMS)}"
         )
     if job.train is None:
-        raise JobError("the job has no [train] section: add steps and batch_size")
+        raise JobError("the job has no [train] section: add steps")
     function = PROBLEMS[job.problem.function].training_task
     accepted = inspect.signature(function).parameters
     shared = {k: v for k, v in job.problem.args.items() if k in accepted}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lsr_hpc.autodiff import push_forward
 
-__all__ = ["along", "second_along", "value_and_along"]
+__all__ = ["along", "second_along", "value_and_along", "value_and_two_along"]
 
 PointwiseField = Callable[[Tensor], Tensor]
 
@@ -64,3 +64,18 @@ def second_along(u: PointwiseField, x: Tensor, axis: int = 0) -> Tensor:
         The derivative at every point.
     """
     return along(lambda z: along(u, z, axis), x, axis)
+
+
+def value_and_two_along(u: PointwiseField, x: Tensor, axis: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, first and second derivative along one coordinate, from one evaluation.
+
+    Args:
+        u: Field of one input.
+        x: Points, shape (n, d).
+        axis: Coordinate to differentiate.
+
+    Returns:
+        ``u(x)``, ``du/dx_axis`` and ``d2u/dx_axis^2``, each (n, C).
+    """
+    first, second = value_and_along(lambda z: torch.stack(value_and_along(u, z, axis)), x, axis)
+    return first[0], first[1], second[1]

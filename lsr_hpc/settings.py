@@ -267,7 +267,8 @@ class TrainingSettings:
 
     Attributes:
         steps: Optimiser steps.
-        batch_size: Functions or points per step; its meaning is the problem's.
+        optimizer: ``"adam"``, or ``"lbfgs"`` on all training points at once, with strong Wolfe line searches.
+        batch_size: Functions or points per step of Adam, as the problem counts them; absent takes all.
         learning_rate: Adam's step size at the beginning.
         schedule: ``"cosine"`` to zero, or ``"exponential"``: times ``decay`` every ``decay_every`` steps.
         decay: Factor of the exponential schedule.
@@ -276,7 +277,8 @@ class TrainingSettings:
     """
 
     steps: int
-    batch_size: int
+    optimizer: str = "adam"
+    batch_size: int | None = None
     learning_rate: float = 1e-3
     schedule: str = "cosine"
     decay: float = 0.9
@@ -293,4 +295,10 @@ class TrainingSettings:
                 if not 0.0 < getattr(self, key) < inf
             ],
             _choice("train", "schedule", self.schedule, ("cosine", "exponential")),
+            _choice("train", "optimizer", self.optimizer, ("adam", "lbfgs")),
         )
+        if self.optimizer == "lbfgs" and self.batch_size is not None:
+            raise JobError(
+                f'train.batch_size = {self.batch_size}: leave it out with train.optimizer = "lbfgs", '
+                "whose line searches need the same points in every step"
+            )

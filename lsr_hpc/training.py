@@ -1,4 +1,4 @@
-"""Pre-training of the shipped problems: Adam with a learning-rate schedule, deterministic from its seed.
+"""Pre-training of the shipped problems: Adam with a learning-rate schedule, or L-BFGS; deterministic.
 
 The product refines networks that others trained; this small trainer only re-makes the committed starts.
 """
@@ -6,16 +6,22 @@ The product refines networks that others trained; this small trainer only re-mak
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lsr_hpc.errors import AccuracyError
+from lsr_hpc.problem import Problem
 from lsr_hpc.settings import TrainingSettings
 
-__all__ = ["TrainingTask", "train"]
+__all__ = ["TrainingTask", "draw_batch", "train"]
+
+# Iterations of L-BFGS between two looks at the clock, and the pairs of vectors that it remembers.
+_ITERATIONS_PER_CALL = 20
+_HISTORY = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +38,60 @@ class TrainingTask:
     loss: Callable[[torch.Generator], Tensor]
     error: Callable[[], float]
 
+    @classmethod
+    def of(cls, problem: Problem, settings: TrainingSettings) -> TrainingTask:
+        """Train on the loss behind a problem's own residual blocks, as physics-informed networks are.
+
+        Args:
+            problem: Problem with an untrained network, which is trained in place in float64.
+            settings: Training settings; ``batch_size`` counts points of every block that has more.
+
+        Returns:
+            The task.
+        """
+        model, evaluation = problem.model.double(), problem.evaluation
+        assert evaluation is not None
+        blocks = [(block, block.take(np.arange(block.n_points))) for block in problem.blocks]
+        inputs, reference = evaluation.take(slice(None))
+
+        def loss(generator: torch.Generator) -> Tensor:
+            total = torch.zeros((), dtype=torch.float64)
+            for block, tensors in blocks:
+                if settings.batch_size is not None and settings.batch_size < block.n_points:
+                    batch = draw_batch(block.n_points, settings, generator)
+                    tensors = tuple(t[batch] for t in tensors)
+                total = total + block.weight * block.residual(model, *tensors).square().mean()
+            return total
+
+        def error() -> float:
+            with torch.no_grad():
+                return float((model(*inputs) - reference).norm() / reference.norm())
+
+        return cls(model=model, loss=loss, error=error)
+
+
+def draw_batch(n: int, settings: TrainingSettings, generator: torch.Generator) -> Tensor:
+    """Which of n training points or functions a step takes.
+
+    Args:
+        n: How many there are.
+        settings: With ``batch_size``.
+        generator: Source of random numbers; untouched if all are taken.
+
+    Returns:
+        Indices, drawn with replacement, or all of them once if there is no ``batch_size``.
+    """
+    if settings.batch_size is None:
+        return torch.arange(n)
+    return torch.randint(n, (settings.batch_size,), generator=generator)
+
 
 def train(task: TrainingTask, settings: TrainingSettings, report: Callable[[str], None]) -> dict[str, float]:
-    """Minimise the loss with Adam.
+    """Minimise the loss.
 
     Args:
         task: Network and loss.
-        settings: Schedule.
+        settings: Optimiser and schedule.
         report: Receives a progress line about every ten seconds.
 
     Returns:
@@ -48,21 +101,10 @@ def train(task: TrainingTask, settings: TrainingSettings, report: Callable[[str]
         AccuracyError: If the loss becomes NaN or Inf.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    optimiser = torch.optim.Adam(task.model.parameters(), lr=settings.learning_rate)
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    if settings.schedule == "cosine":
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
-    else:
-        factor = settings.decay ** (1.0 / settings.decay_every)
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, factor)
+    run = {"adam": _adam, "lbfgs": _lbfgs}[settings.optimizer]
     started = last = time.monotonic()
     value = float("nan")
-    for step in range(1, settings.steps + 1):
-        optimiser.zero_grad()
-        loss = task.loss(generator)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
+    for step, loss in run(task, settings, generator):
         if time.monotonic() - last > 10 or step == settings.steps:
             last, value = time.monotonic(), loss.item()
             if not value < float("inf"):
@@ -79,3 +121,50 @@ def train(task: TrainingTask, settings: TrainingSettings, report: Callable[[str]
         "steps": settings.steps,
         "seconds": round(last - started, 1),
     }
+
+
+def _adam(
+    task: TrainingTask, settings: TrainingSettings, generator: torch.Generator
+) -> Iterator[tuple[int, Tensor]]:
+    """Steps of Adam: number of the step, loss before it."""
+    optimiser = torch.optim.Adam(task.model.parameters(), lr=settings.learning_rate)
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if settings.schedule == "cosine":
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+    else:
+        factor = settings.decay ** (1.0 / settings.decay_every)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, factor)
+    for step in range(1, settings.steps + 1):
+        optimiser.zero_grad()
+        loss = task.loss(generator)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        yield step, loss
+
+
+def _lbfgs(
+    task: TrainingTask, settings: TrainingSettings, generator: torch.Generator
+) -> Iterator[tuple[int, Tensor]]:
+    """Iterations of L-BFGS, some at a time: number of those done, loss behind them."""
+    optimiser = torch.optim.LBFGS(
+        task.model.parameters(),
+        history_size=_HISTORY,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = task.loss(generator)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    for done in range(0, settings.steps, _ITERATIONS_PER_CALL):
+        # Each call goes on from the curvature pairs of the calls before.
+        iterations = min(_ITERATIONS_PER_CALL, settings.steps - done)
+        optimiser.param_groups[0]["max_iter"] = iterations
+        optimiser.param_groups[0]["max_eval"] = 25 * iterations
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        yield done + iterations, closure()

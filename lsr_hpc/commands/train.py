@@ -42,13 +42,16 @@ def run(options: argparse.Namespace) -> int:
     task, settings = training_task(job)
     # One thread: a start is then the same on every machine of one kind.
     torch.set_num_threads(1)
-    say(f"training {job.name}: {settings.steps} steps of Adam, seed {settings.seed}")
+    optimizer = {"adam": "Adam", "lbfgs": "L-BFGS"}[settings.optimizer]
+    say(f"training {job.name}: {settings.steps} steps of {optimizer}, seed {settings.seed}")
     metrics = train(task, settings, say)
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with publish_file(out.with_suffix(".json")) as record, publish_file(out) as weights:
-            digest = write_tensors(weights, task.model.state_dict())
+            state = task.model.state_dict()
+            # Also of a float64 training: a start is no more accurate than that, and half as large.
+            digest = write_tensors(weights, {name: tensor.float() for name, tensor in state.items()})
             write_manifest(
                 record,
                 {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lsr_hpc.models.mlp import MLP
+from lsr_hpc.models.modified_mlp import ModifiedMLP
 
 __all__ = ["BoundDeepONet", "DeepONet"]
 
@@ -19,12 +20,20 @@ class DeepONet(nn.Module):
         branch: Layer sizes of the branch, sensors first.
         trunk: Layer sizes of the trunk, query coordinates first; ends like the branch.
         activation: Name of the activation.
+        modified: Whether both are modified MLPs, whose activation is tanh, instead of plain ones.
     """
 
-    def __init__(self, branch: Sequence[int], trunk: Sequence[int], activation: str = "tanh") -> None:
+    branch: MLP | ModifiedMLP
+    trunk: MLP | ModifiedMLP
+
+    def __init__(
+        self, branch: Sequence[int], trunk: Sequence[int], activation: str = "tanh", modified: bool = False
+    ) -> None:
         super().__init__()
-        self.branch = MLP(branch, activation)
-        self.trunk = MLP(trunk, activation)
+        if modified:
+            self.branch, self.trunk = ModifiedMLP(branch), ModifiedMLP(trunk)
+        else:
+            self.branch, self.trunk = MLP(branch, activation), MLP(trunk, activation)
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
         """Evaluate pairs.

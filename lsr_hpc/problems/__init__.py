@@ -46,6 +46,12 @@ PROBLEMS = {
         ShippedProblem(
             "antiderivative", "physics-informed DeepONet h -> s, s' = h, one refinement per unseen function"
         ),
+        ShippedProblem("burgers2d", "physics-informed network for u_t + u u_x = nu u_xx with a steep front"),
+        ShippedProblem(
+            "burgers_operator",
+            "physics-informed DeepONet u(., 0) -> u of viscous Burgers, per unseen function",
+        ),
         ShippedProblem("function_fit", "regression of sin(k pi x) sin(k pi y) with a tanh network"),
+        ShippedProblem("poisson", "physics-informed network for u_xx + u_yy = s on the unit square"),
     ]
 }

@@ -24,7 +24,7 @@ from lsr_hpc.problems.arguments import ArgumentError, check_range, check_seed, t
 from lsr_hpc.problems.gaussian_process import InterpolatedProcess, SpectralProcess
 from lsr_hpc.sampling import uniform_rows
 from lsr_hpc.settings import TrainingSettings
-from lsr_hpc.training import TrainingTask
+from lsr_hpc.training import TrainingTask, draw_batch
 
 __all__ = ["build", "training_task"]
 
@@ -156,7 +156,7 @@ def training_task(
     _check_common(forcing, width, depth, seed)
     check_range("functions", functions, 1, FIRST_TEST_FUNCTION // 2)
     check_range("test_functions", test_functions, 1, FIRST_TEST_FUNCTION // 2)
-    check_range("batch_size", settings.batch_size, 1, functions)
+    check_range("batch_size", settings.batch_size or 1, 1, functions)
     torch.manual_seed(settings.seed)
     model = DeepONet(**_operator_arguments(width, depth))
     h = torch.from_numpy(PROCESSES[forcing](range(functions), seed).at(SENSORS)).float()
@@ -169,7 +169,7 @@ def training_task(
     y = torch.from_numpy(SENSORS).float()[:, None]
 
     def loss(generator: torch.Generator) -> Tensor:
-        batch = h[torch.randint(len(h), (settings.batch_size,), generator=generator)]
+        batch = h[draw_batch(len(h), settings, generator)]
         coefficients = model.branch(batch)
         trunk, trunk_y = push_forward(model.trunk, y, torch.ones_like(y))
         equation: Tensor = coefficients @ trunk_y.T - batch

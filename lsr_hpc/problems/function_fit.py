@@ -14,7 +14,7 @@ from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ResidualBlock
 from lsr_hpc.problems.arguments import check_range, check_seed, trained
 from lsr_hpc.sampling import uniform_rows
 from lsr_hpc.settings import TrainingSettings
-from lsr_hpc.training import TrainingTask
+from lsr_hpc.training import TrainingTask, draw_batch
 
 __all__ = ["build", "training_task"]
 
@@ -126,7 +126,7 @@ def training_task(
     _check_common(k, width, depth, stretch, points, seed)
     check_range("held_out", held_out, 0.0, 0.99)
     n_training = round(points * (1 - held_out))
-    check_range("batch_size", settings.batch_size, 1, n_training)
+    check_range("batch_size", settings.batch_size or 1, 1, n_training)
     torch.manual_seed(settings.seed)
     model = MLP(**_model_spec(width, depth, stretch).arguments)
     x = _points(points, seed)[:n_training].float()
@@ -134,7 +134,7 @@ def training_task(
     reference = _target(grid, k)
 
     def loss(generator: torch.Generator) -> Tensor:
-        batch = torch.randint(len(x), (settings.batch_size,), generator=generator)
+        batch = draw_batch(len(x), settings, generator)
         misfit: Tensor = model(x[batch]) - y[batch]
         return misfit.square().mean()
 

@@ -78,6 +78,16 @@ def test_krylov_basis_helps_where_singular_vectors_cannot(lsr, tmp_path):
     assert_training_residual_never_rises(result)
 
 
+def test_poisson_small(lsr, tmp_path):
+    result = refine(lsr, tmp_path / "run", "jobs/poisson.toml", "--preset", "small")
+    assert (result["params"], result["rows"]) == (3_297, 2_200)
+    assert 2e-2 <= result["error"]["before"] <= 1e-1
+    assert result["error"]["after"] <= 5e-7
+    # The equation is linear: the linearised residual is the true one.
+    assert result["residual"]["true"] == pytest.approx(result["residual"]["linear"], rel=1e-6)
+    assert_training_residual_never_rises(result)
+
+
 @pytest.mark.slow
 def test_antiderivative_full_size(lsr, tmp_path):
     result = refine(lsr, tmp_path / "run", "jobs/antiderivative.toml")
