@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lsr_hpc.checkpoint.manifest import WHOLE, Manifest
+from lsr_hpc.checkpoint.manifest import WHOLE, Manifest, Part, StoredArray
 from lsr_hpc.snapshot import check_range
 
 __all__ = ["DiskState"]
@@ -76,15 +76,23 @@ class DiskState:
         columns = (slice(None),) * (len(array.shape) - 1)
         if array.parts is None:
             return self._read(WHOLE, name, (*columns, slice(first, behind)))
+
+        def read_piece(lo: int, hi: int, part: Part) -> Array:
+            return self._read(part.file, name, (*columns, slice(lo - part.first, hi - part.first)))
+
+        pieces = [
+            (max(first, part.first), min(behind, part.behind), part)
+            for part in array.parts
+            if part.first < behind and first < part.behind
+        ]
+        if len(pieces) == 1:
+            return read_piece(*pieces[0])
         result = np.empty((*array.shape[:-1], behind - first), array.dtype)
-        for part in array.parts:
-            lo, hi = max(first, part.first), min(behind, part.behind)
-            if lo < hi:
-                rows = slice(lo - part.first, hi - part.first)
-                result[..., lo - first : hi - first] = self._read(part.file, name, (*columns, rows))
+        for lo, hi, part in pieces:
+            result[..., lo - first : hi - first] = read_piece(lo, hi, part)
         return result
 
-    def _stored(self, name: str) -> Any:
+    def _stored(self, name: str) -> StoredArray:
         if name not in self._arrays:
             raise KeyError(f"the checkpoint holds no array {name!r}; it holds {', '.join(self._arrays)}")
         return self._arrays[name]

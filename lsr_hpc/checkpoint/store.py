@@ -7,28 +7,20 @@ Reading: the first rank alone looks at the directory and decides, all ranks shar
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
-import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lsr_hpc.checkpoint import files
-from lsr_hpc.checkpoint.files import FileRecord, persistently, write_arrays, write_bytes, write_error
-from lsr_hpc.checkpoint.layout import Layout, pieces_of, plan_layout
+from lsr_hpc.checkpoint.layout import pieces_of, plan_layout
 from lsr_hpc.checkpoint.manifest import (
-    MANIFEST,
     STATE,
     TEMPORARY,
-    WHOLE,
     CheckpointId,
     Fault,
     Manifest,
@@ -36,15 +28,13 @@ from lsr_hpc.checkpoint.manifest import (
     file_fault,
     listing_faults,
     load_manifest,
-    number,
-    save_manifest,
 )
 from lsr_hpc.checkpoint.retention import Stored, superfluous
 from lsr_hpc.checkpoint.state import DiskState
+from lsr_hpc.checkpoint.writing import LATEST, begin, delete, discard, publish, write_own
 from lsr_hpc.comm import agree, on_first
 from lsr_hpc.errors import CheckpointReadError, JobError, LsrError
-from lsr_hpc.publish import flush
-from lsr_hpc.snapshot import Cut, SavedState, Snapshot
+from lsr_hpc.snapshot import SavedState, Snapshot
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -53,7 +43,6 @@ __all__ = ["CheckpointId", "CheckpointStore"]
 
 _log = logging.getLogger(__name__)
 
-_LATEST = "latest"
 _QUARANTINE = "quarantine"
 _PART = "-part"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -113,28 +102,31 @@ class CheckpointStore:
         agree(comm, partial(_check_arguments, name, score))
         pieces = comm.allgather(pieces_of(snapshot))
         layout = agree(comm, lambda: plan_layout(pieces, comm.rank))
-        temporary = on_first(comm, lambda: self._begin(name))
-        try:
-            own = agree(comm, lambda: _write_own(temporary, snapshot, layout, comm.rank == 0))
-            gathered = comm.gather(own)
-            describe = partial(
-                Manifest,
+        temporary = on_first(comm, lambda: begin(self.root, name))
+
+        def finish() -> CheckpointId:
+            manifest = Manifest(
                 job_sha256=self._job_sha256,
                 progress=progress,
                 is_finished=not name.endswith(_PART),
                 score=score,
                 parent=self._parent,
+                files={file: record for own in gathered or [] for file, record in own.items()},
                 arrays=layout.arrays,
             )
-            identifier = on_first(comm, lambda: self._publish(temporary, name, gathered or [], describe))
-        except LsrError:
+            return publish(temporary, name, manifest)
+
+        try:
+            records = agree(comm, lambda: write_own(temporary, snapshot, layout, with_common=comm.rank == 0))
+            gathered = comm.gather(records)
+            self._parent = on_first(comm, finish)
+        except Exception:
             if comm.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._parent = identifier
         if comm.rank == 0:
-            self._delete_superfluous(identifier)
-        return identifier
+            self._delete_superfluous(self._parent)
+        return self._parent
 
     def load_newest(self, comm: MPI.Comm) -> tuple[CheckpointId, SavedState] | None:
         """Find the newest checkpoint that is intact; damaged ones are moved to ``quarantine``.
@@ -221,68 +213,16 @@ class CheckpointStore:
         """Delete what killed processes left half written; for the one process that may write here."""
         if self.root.is_dir():
             for path in self.root.glob(f"*{TEMPORARY}*"):
-                _delete(path)
-
-    def _begin(self, name: str) -> Path:
-        def attempt() -> Path:
-            files.at("make directory")
-            for directory in reversed([p for p in (self.root, *self.root.parents) if not p.exists()]):
-                directory.mkdir(mode=0o700, exist_ok=True)
-            temporary = self.root / f"{name}{TEMPORARY}{secrets.token_hex(4)}"
-            temporary.mkdir(mode=0o700)
-            return temporary
-
-        with _explaining(self.root / name):
-            return persistently(attempt, f"make a directory in {self.root}")
-
-    def _publish(
-        self,
-        temporary: Path,
-        name: str,
-        gathered: list[dict[str, FileRecord]],
-        describe: Callable[..., Manifest],
-    ) -> CheckpointId:
-        """Add the manifest and give the directory its name."""
-        records = {file: record for own in gathered for file, record in own.items()}
-        with _explaining(temporary):
-            _compare_sizes(temporary, records)
-            files.at("manifest")
-            sha256 = save_manifest(temporary, describe(files=records))
-            files.at("flush manifest")
-            persistently(partial(flush, temporary / MANIFEST), f"flush {temporary / MANIFEST}")
-            persistently(partial(flush, temporary), f"flush {temporary}")
-            final = self._free_place(name)
-            files.at("rename")
-            persistently(partial(temporary.rename, final), f"rename {temporary}")
-            files.at("flush parent")
-            persistently(partial(flush, self.root), f"flush {self.root}")
-        self._point_at(final.name)
-        return CheckpointId(final.name, sha256)
-
-    def _free_place(self, name: str) -> Path:
-        taken = [p.name for p in checkpoint_directories(self.root) if p.name.split(".")[0] == name]
-        return self.root / (f"{name}.{1 + max(map(number, taken))}" if taken else name)
-
-    def _point_at(self, name: str) -> None:
-        """Replace ``latest``, a hint for people; nothing depends on it."""
-        hint = self.root / f"{_LATEST}{TEMPORARY}{secrets.token_hex(4)}"
-        try:
-            files.at("latest")
-            hint.write_text(name + "\n", encoding="utf-8")
-            hint.replace(self.root / _LATEST)
-        except OSError as error:
-            _log.warning("%s could not be renewed: %s", self.root / _LATEST, error.strerror)
+                delete(path)
 
     def _delete_superfluous(self, just_written: CheckpointId) -> None:
         try:
-            for old in superfluous(self.stored(), self._keep, just_written):
-                files.at("delete")
-                doomed = self.root / f"{old.identifier.name}{TEMPORARY}{secrets.token_hex(4)}"
-                (self.root / old.identifier.name).rename(doomed)
-                files.at("delete renamed")
-                _delete(doomed)
+            stored = self.stored()
         except (OSError, LsrError) as error:
-            _log.warning("old checkpoints in %s could not be deleted: %s", self.root, error)
+            _log.warning("no old checkpoint in %s is deleted: %s", self.root, error)
+            return
+        for old in superfluous(stored, self._keep, just_written):
+            discard(self.root / old.identifier.name)
 
     def _candidates(self) -> tuple[list[tuple[CheckpointId, Manifest]], list[str]]:
         """Checkpoints with an intact manifest, newest first, and what was tried in vain, now or earlier."""
@@ -298,8 +238,8 @@ class CheckpointStore:
                 continue
             self._check_job(directory, loaded[1])
             intact.append(loaded)
-        if not intact and not tried and (self.root / _LATEST).exists():
-            tried.append(f"{_LATEST} names a checkpoint, but none is there")
+        if not intact and not tried and (self.root / LATEST).exists():
+            tried.append(f"{LATEST} names a checkpoint, but none is there")
         return sorted(intact, key=lambda entry: Stored.of(*entry).age, reverse=True), tried
 
     def _check_job(self, directory: Path, manifest: Manifest) -> None:
@@ -357,37 +297,10 @@ class CheckpointStore:
 
 
 def _check_arguments(name: str, score: float | None) -> None:
-    if not _NAME.fullmatch(name) or name in {_LATEST, _QUARANTINE}:
+    if not _NAME.fullmatch(name) or name in {LATEST, _QUARANTINE}:
         raise ValueError(f"name {name!r} of a checkpoint: letters, digits, _ and - only")
     if score is not None and (name.endswith(_PART) or not math.isfinite(score)):
         raise ValueError(f"score {score} of {name!r}: a finite number for a finished round, else None")
-
-
-def _write_own(
-    directory: Path, snapshot: Snapshot, layout: Layout, with_common: bool
-) -> dict[str, FileRecord]:
-    """Write this rank's shards; the first rank also what all have in common."""
-    local = {n: a.local if isinstance(a, Cut) else a for n, a in snapshot.arrays.items()}
-    records: dict[str, FileRecord] = {}
-    with _explaining(directory):
-        for file, names in layout.own.items():
-            records[file] = write_arrays(directory / file, {n: local[n] for n in names})
-        if with_common:
-            plain = {n: local[n] for n, array in layout.arrays.items() if array.parts is None}
-            records[WHOLE] = write_arrays(directory / WHOLE, plain)
-            text = json.dumps(snapshot.values, indent=1, allow_nan=False).encode()
-            records[STATE] = write_bytes(directory / STATE, lambda: iter([text]))
-    return records
-
-
-def _compare_sizes(directory: Path, records: Mapping[str, FileRecord]) -> None:
-    """What the ranks say they wrote must be what the first rank sees."""
-    for name, record in records.items():
-        # Opened, and not found by listing, because network file systems answer from memory otherwise.
-        with (directory / name).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-        if size != record.size:
-            raise OSError(errno.EIO, f"{size} of {record.size} bytes arrived", str(directory / name))
 
 
 def _read_values(path: Path) -> dict[str, Any]:
@@ -397,21 +310,3 @@ def _read_values(path: Path) -> dict[str, Any]:
 
 def _damage(directory: Path, fault: Fault) -> str:
     return f"checkpoint {directory} is damaged: {fault}; `lsr-hpc verify` tells which others are intact"
-
-
-def _delete(path: Path) -> None:
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except OSError as error:
-        _log.warning("%s could not be deleted: %s", path, error)
-
-
-@contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise write_error(path, error) from error
