@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["AccuracyError", "EnvironmentProblem", "ExitCode", "JobError", "LsrError", "RankError"]
+__all__ = [
+    "AccuracyError",
+    "CheckpointReadError",
+    "CheckpointWriteError",
+    "EnvironmentProblem",
+    "ExitCode",
+    "JobError",
+    "LsrError",
+    "RankError",
+]
 
 
 class ExitCode(IntEnum):
@@ -50,6 +59,14 @@ class EnvironmentProblem(LsrError, RuntimeError):
     """The installation or the launcher is broken; ``lsr-hpc doctor`` explains it."""
 
     exit_code = ExitCode.ENVIRONMENT
+
+
+class CheckpointReadError(EnvironmentProblem):
+    """Checkpoints are there, but none that was asked for is intact."""
+
+
+class CheckpointWriteError(EnvironmentProblem):
+    """A checkpoint could not be written, for example on a full disk; earlier ones are as they were."""
 
 
 class AccuracyError(LsrError, ArithmeticError):

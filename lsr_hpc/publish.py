@@ -20,6 +20,7 @@ __all__ = [
     "PendingDirectory",
     "check_directory",
     "check_file",
+    "flush",
     "publish_directory",
     "publish_file",
     "unfinished",
@@ -183,11 +184,11 @@ class PendingDirectory:
         """
         try:
             for path in [*self.path.rglob("*"), self.path]:
-                _flush(path)
+                flush(path)
             if self.final.exists():
                 self._keep_earlier()
             self.path.rename(self.final)
-            _flush(self.final.parent)
+            flush(self.final.parent)
         except (OSError, JobError) as error:
             raise EnvironmentProblem(
                 f"{self.final} could not be put in place ({error}); all of it is in {self.path}: "
@@ -251,14 +252,22 @@ def publish_file(final: Path) -> Iterator[Path]:
     temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(final)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the disk hold what a file, or the list of names in a directory, holds.
+
+    Args:
+        path: File or directory.
+
+    Raises:
+        OSError: If it cannot be opened or flushed.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

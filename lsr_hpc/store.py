@@ -8,11 +8,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.errors import JobError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "file_digest",
@@ -104,8 +105,10 @@ def read_tensors(
         ) from error
 
 
-def _json_digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+def _signed_text(content: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    signed = {**content, "sha256_of_content": digest}
+    return json.dumps(signed, indent=1, allow_nan=False) + "\n"
 
 
 def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
@@ -115,8 +118,7 @@ def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
         path: File to write.
         content: JSON-compatible content without NaN.
     """
-    signed = {**content, "sha256_of_content": _json_digest(content)}
-    path.write_text(json.dumps(signed, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(_signed_text(content), encoding="utf-8")
 
 
 def is_manifest(path: Path) -> bool:
@@ -150,8 +152,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         JobError: If it is missing, unreadable or was changed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        digest = content.pop("sha256_of_content")
+        text = path.read_bytes().decode()
+        content = json.loads(text)
+        del content["sha256_of_content"]
+        # Compared as text, so that not even a changed space or the case of an exponent goes unnoticed.
+        is_intact = text == _signed_text(content)
     except FileNotFoundError:
         raise JobError(f"{path} does not exist: is this the right directory?") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -159,6 +164,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} is damaged or not a file of lsr_hpc ({type(error).__name__}): restore it or make it "
             "again"
         ) from error
-    if digest != _json_digest(content):
+    if not is_intact:
         raise JobError(f"{path} was changed or damaged after it was written: restore it or make it again")
     return dict(content)
