@@ -8,11 +8,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.errors import JobError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "file_digest",
