@@ -13,12 +13,12 @@ import os
 import shlex
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from lsr_hpc.errors import ExitCode, JobError
@@ -50,33 +50,55 @@ class EndedOutside:
 
 @dataclass
 class StopRequest:
-    """The wish to stop, from the controller to the threads that wait for steps.
+    """The wish to stop, from signal handlers and the controller to the threads that wait for steps.
+
+    Plain attributes and no locks, because a handler may interrupt whoever holds one; all who care look often.
 
     Attributes:
         patience_s: Seconds that a step may take to yield.
-        is_set: Whether to stop.
+        asked_at: When the wish came, on the clock of ``time.monotonic``, or None.
         is_urgent: Whether not to wait for steps to yield.
-        asked_at: When the wish came, on the clock of ``time.monotonic``.
     """
 
     patience_s: float = 120.0
-    is_set: threading.Event = field(default_factory=threading.Event)
-    is_urgent: threading.Event = field(default_factory=threading.Event)
-    asked_at: float = 0.0
+    asked_at: float | None = None
+    is_urgent: bool = False
 
     def ask(self) -> None:
-        """Ask for a stop; asked a second time, for one without patience."""
-        if self.is_set.is_set():
-            self.is_urgent.set()
-        else:
+        """Ask for a stop; again and again if you like."""
+        if self.asked_at is None:
             self.asked_at = time.monotonic()
-            self.is_set.set()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self.asked_at is not None
 
     @property
     def is_over(self) -> bool:
         """Whether patience is at its end."""
-        late = self.is_set.is_set() and time.monotonic() > self.asked_at + self.patience_s
-        return late or self.is_urgent.is_set()
+        asked_at = self.asked_at
+        return self.is_urgent or (asked_at is not None and time.monotonic() > asked_at + self.patience_s)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM, SIGINT and SIGUSR1 for the wish to stop; the second time for one without patience.
+
+        Yields:
+            Nothing.
+        """
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self.is_urgent = self.is_set
+            self.ask()
+
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        before = [(number, signal.signal(number, on_signal)) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
 
 
 def run_attempt(
@@ -142,7 +164,7 @@ def _wait(process: subprocess.Popen[bytes], files: AttemptFiles, stop: StopReque
             # Whatever the launcher may have left behind.
             _kill_session(process.pid)
             return ""
-        if stop.is_set.is_set():
+        if stop.is_set:
             if not is_told:
                 files.stop.touch()
                 is_told = True

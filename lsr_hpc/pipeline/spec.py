@@ -17,7 +17,6 @@ from lsr_hpc.publish import publish_file
 from lsr_hpc.store import read_manifest, write_manifest
 
 __all__ = [
-    "DEFAULT_BODY",
     "CheckpointId",
     "Status",
     "StepResult",
@@ -29,8 +28,6 @@ __all__ = [
 ]
 
 _SCHEMA = 1
-DEFAULT_BODY = "lsr_hpc.pipeline.step:run_step"
-
 # done: rounds were finished; yielded: asked to stop, what was reached is in the checkpoint; diverged: the
 # stop rule gave the instance up, its best checkpoint stays; failed: an error that all ranks know.
 Status = Literal["done", "yielded", "diverged", "failed"]
@@ -59,6 +56,7 @@ class StepSpec:
         round: Number of the round to do, or to go on with, from 0.
         rounds: How many rounds to do at most before leaving.
         attempt: Which attempt at this round it is, from 1.
+        sequence: Which attempt of this instance it is, whatever the round, from 1.
         world_size: MPI ranks that the step must find itself on.
         job_sha256: Digest of the run's ``job.toml``.
         run_directory: Absolute path of the run directory.
@@ -72,15 +70,16 @@ class StepSpec:
     run_id: str
     instance: int
     round: int
+    rounds: int
     attempt: int
+    sequence: int
     world_size: int
     job_sha256: str
     run_directory: str
-    checkpoint: CheckpointId | None = None
-    checkpoint_seconds: float = 300.0
-    rounds: int = 1
-    keep: int = 2
-    body: str = DEFAULT_BODY
+    checkpoint: CheckpointId | None
+    checkpoint_seconds: float
+    keep: int
+    body: str
     kind: str = "round"
 
 
