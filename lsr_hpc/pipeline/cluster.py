@@ -2,8 +2,8 @@
 
 Whoever reaches a Dask port can run code as its user, and loopback does not keep other users of the machine
 out: everything talks TLS under a certificate made for this run alone, and listens at one address. Light
-workers are processes that end with the controller. Dask itself never repeats a task: what is repeated, and how
-often, is decided from the files of the run.
+workers are processes that end with the controller. Dask itself never repeats a task: what is repeated, and
+how often, is decided from the files of the run.
 """
 
 from __future__ import annotations

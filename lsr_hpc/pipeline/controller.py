@@ -96,14 +96,11 @@ class Controller:
             Where they stand, one per instance.
         """
         control = self._control
-        chains = []
+        chains = [_Chain.after(at) for at in progress]
+        self._waiting.extend(chain for chain in chains if chain.outcome.state == "going")
         ACTIVE[control.record.run_id] = control
         try:
-            for at in progress:
-                outcome = Outcome(number=-1, state="finished" if at.is_finished else "going", result=at.last)
-                chain = _Chain(at.instance, outcome)
-                chains.append(chain)
-                self._extend(chain)
+            self._begin_chains()
             self._wait()
         finally:
             del ACTIVE[control.record.run_id]
@@ -130,8 +127,9 @@ class Controller:
 
     def _begin_chains(self) -> None:
         """Begin as many instances as there are ranks for: one to its end rather than all of them a little."""
+        control = self._control
         active = {chain.instance for chain in self._chains.values()}
-        while self._waiting and len(active) < self._control.settings.instances_at_once:
+        while self._waiting and len(active) < control.settings.instances_at_once and not control.stop.is_set:
             chain = self._waiting.popleft()
             self._extend(chain)
             active.add(chain.instance)
