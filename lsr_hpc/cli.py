@@ -19,6 +19,7 @@ from lsr_hpc.errors import ExitCode, LsrError
 __all__ = ["main"]
 
 _JOB_HELP = "job file (TOML); the ready ones are in jobs/"
+_RUN_HELP = "run directory of lsr-hpc run"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,7 +27,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="lsr-hpc",
         description="Linearized Subspace Refinement of trained neural networks on MPI, PETSc and SLEPc.",
         epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash or failed accuracy check, "
-        "76 broken environment (see lsr-hpc doctor) or full disk",
+        "75 stopped in good order (lsr-hpc resume goes on), 76 broken environment (see lsr-hpc doctor) or "
+        "full disk",
     )
     parser.add_argument("--version", action="version", version=f"lsr-hpc {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -57,6 +59,47 @@ def _parser() -> argparse.ArgumentParser:
     refine.add_argument(
         "--dry-run", action="store_true", help="print the resolved job and the plan, do nothing"
     )
+
+    run = command(
+        "run",
+        "Refine in rounds under a controller that starts the MPI ranks itself, and goes on after any stop.",
+        "lsr-hpc run jobs/antiderivative.toml --ranks 2 --out runs/anti-rounds",
+        "Not to be started by mpiexec. Typed again with the same job, it goes on where it was.\n"
+        "Ctrl-C, SIGTERM or SIGUSR1 stop it in good order (exit code 75), a second one at once.",
+    )
+    _add_job_arguments(run)
+    run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the job)")
+    _add_ranks(run)
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the resolved job and how steps would be started"
+    )
+
+    resume = command(
+        "resume",
+        "Go on with a run that was stopped or killed, or has failed, with the job it was begun with.",
+        "lsr-hpc resume runs/anti-rounds",
+    )
+    resume.add_argument("run", type=Path, metavar="DIR", help=_RUN_HELP)
+    _add_ranks(resume)
+
+    status = command(
+        "status", "Show how far a run is, from its files.", "lsr-hpc status runs/anti-rounds --json"
+    )
+    status.add_argument("run", type=Path, metavar="DIR", help=_RUN_HELP)
+    status.add_argument("--json", action="store_true", help="print a JSON object")
+    status.add_argument(
+        "--progress",
+        action="store_true",
+        help="print one number, which grows whenever something was gained that a kill cannot take away",
+    )
+
+    stop = command(
+        "stop",
+        "Ask a run to stop in good order: its steps write a checkpoint and yield.",
+        "lsr-hpc stop runs/anti-rounds",
+        "lsr-hpc resume DIR goes on.",
+    )
+    stop.add_argument("run", type=Path, metavar="DIR", help=_RUN_HELP)
 
     train = command(
         "train",
@@ -98,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     command("problems", "List the shipped problems.", "lsr-hpc problems")
     return parser
+
+
+def _add_ranks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ranks", type=int, metavar="N", help="MPI ranks of an instance (default: run.ranks of the job)"
+    )
 
 
 def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +209,14 @@ def _run_serial(options: argparse.Namespace) -> int:
         from lsr_hpc.commands import train
 
         return train.run(options)
+    if options.command in {"run", "resume"}:
+        from lsr_hpc.commands import run
+
+        return run.run(options) if options.command == "run" else run.resume(options)
+    if options.command in {"status", "stop"}:
+        from lsr_hpc.commands import status
+
+        return status.run(options) if options.command == "status" else status.stop(options)
     from lsr_hpc.commands import predict
 
     return predict.run(options)

@@ -20,6 +20,7 @@ from lsr_hpc.settings import (
     ComputeSettings,
     HeldOutSettings,
     RefineSettings,
+    RunSettings,
     SolverSettings,
     SubspaceSettings,
     TrainingSettings,
@@ -74,6 +75,7 @@ class Job:
         solver: See :class:`~lsr_hpc.settings.SolverSettings`.
         held_out: See :class:`~lsr_hpc.settings.HeldOutSettings`.
         compute: See :class:`~lsr_hpc.settings.ComputeSettings`.
+        run: See :class:`~lsr_hpc.settings.RunSettings`.
         train: How the start was trained, or None.
     """
 
@@ -83,6 +85,7 @@ class Job:
     solver: SolverSettings = field(default_factory=SolverSettings)
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    run: RunSettings = field(default_factory=RunSettings)
     train: TrainSettings | None = None
 
     def __post_init__(self) -> None:

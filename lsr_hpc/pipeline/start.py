@@ -1,0 +1,273 @@
+"""From a job and a place to a run carried to its end: the frame around the controller."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lsr_hpc.console import say
+from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
+from lsr_hpc.job import Job
+from lsr_hpc.pipeline.attempt import EndedOutside, StopRequest
+from lsr_hpc.pipeline.journal import Journal
+from lsr_hpc.pipeline.launch import Launcher, choose_launcher, step_environment
+from lsr_hpc.pipeline.layout import RunLayout
+from lsr_hpc.pipeline.lease import revoke
+from lsr_hpc.pipeline.lock import ControllerLock
+from lsr_hpc.pipeline.progress import InstanceProgress, read_progress
+from lsr_hpc.pipeline.record import RunRecord, check_same_job, read_record, write_record
+from lsr_hpc.publish import check_directory, publish_file
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from lsr_hpc.pipeline.advance import Outcome
+    from lsr_hpc.pipeline.controller import Controller
+
+__all__ = ["start"]
+
+log = logging.getLogger("lsr_hpc.pipeline")
+
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_STEP_ID")
+# Looking at a problem may mean loading torch from a slow file system, and reading large data.
+_DESCRIBE_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """What is to be run, where and how."""
+
+    layout: RunLayout
+    job: Job
+    launcher: Launcher
+    stop: StopRequest
+
+
+def start(job: Job, out: Path, *, resume: bool) -> int:
+    """Begin a run, or go on with the one that is there.
+
+    Args:
+        job: The resolved job.
+        out: The run directory.
+        resume: Whether an earlier wish to stop is forgotten.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        JobError: If the place holds something else, a run of another job, or another controller.
+        EnvironmentProblem: If a launcher is missing or the disk cannot be written.
+    """
+    _refuse_inside_mpi()
+    launcher = choose_launcher(job.run.launcher, job.run.ranks, job.run.instances_at_once)
+    layout = RunLayout(check_directory(out, RunLayout(out).run.name, "--out"))
+    stop = StopRequest(patience_s=job.run.stop_seconds)
+    order = _Order(layout=layout, job=job, launcher=launcher, stop=stop)
+    with stop.listening():
+        return _go_on(order, resume) if layout.run.exists() else _begin(order)
+
+
+def _refuse_inside_mpi() -> None:
+    if inside := [name for name in _RANK_VARIABLES if name in os.environ]:
+        raise JobError(
+            f"lsr-hpc run starts MPI itself and must not be started by mpiexec or srun ({inside[0]} is set): "
+            "leave that out; in a batch job start it from the script"
+        )
+
+
+def _begin(order: _Order) -> int:
+    from lsr_hpc.pipeline.cluster import start_cluster
+
+    layout, job = order.layout, order.job
+
+    # The problem is looked at before anything is written.
+    with start_cluster(job.run) as client:
+        described = _describe(client, job, order.stop)
+        if described is None:
+            say("stopped before anything was written")
+            return int(ExitCode.RESUME)
+        layout.root.mkdir(parents=True, exist_ok=True)
+        layout.root.chmod(0o700)
+        with ControllerLock(layout.lock) as lock:
+            if layout.run.exists():
+                record = read_record(layout)
+                check_same_job(layout, record, job)
+            else:
+                record = write_record(layout, job, *described)
+            return _carry_out(client, order, record, lock)
+
+
+def _describe(client: Client, job: Job, stop: StopRequest) -> tuple[str, int] | None:
+    from lsr_hpc.pipeline.light import describe
+
+    future = client.submit(describe, job, resources={"cpu": 1}, pure=False, retries=0)
+    limit = time.monotonic() + _DESCRIBE_S
+    while not future.done():
+        if stop.is_set:
+            return None
+        if time.monotonic() > limit:
+            raise EnvironmentProblem(
+                f"no light worker has built the problem within {_DESCRIBE_S:g} s: try `lsr-hpc refine JOB "
+                "--dry-run`"
+            )
+        time.sleep(0.02)
+    described: tuple[str, int] = future.result()
+    return described
+
+
+def _go_on(order: _Order, resume: bool) -> int:
+    layout, job = order.layout, order.job
+    record = read_record(layout)
+    check_same_job(layout, record, job)
+    with ControllerLock(layout.lock) as lock:
+        if resume:
+            layout.stop.unlink(missing_ok=True)
+        elif layout.stop.exists():
+            say(f"{layout.stop} asks for a stop: `lsr-hpc resume {layout.root}` goes on")
+            return int(ExitCode.RESUME)
+        if _is_done(layout):
+            say(f"{layout.root} is finished already: nothing to do")
+            return int(ExitCode.DONE)
+        from lsr_hpc.pipeline.cluster import start_cluster
+
+        with start_cluster(job.run) as client:
+            return _carry_out(client, order, record, lock)
+
+
+def _is_done(layout: RunLayout) -> bool:
+    try:
+        return bool(json.loads(layout.result.read_text(encoding="utf-8"))["status"] == "done")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _carry_out(client: Client, order: _Order, record: RunRecord, lock: ControllerLock) -> int:
+    from lsr_hpc.pipeline.advance import Control
+    from lsr_hpc.pipeline.controller import Controller, exit_code_of
+
+    started = time.perf_counter()
+    layout, settings = order.layout, order.job.run
+    with _logging_to(layout.log):
+        journal = Journal(layout.metrics)
+        control = Control(
+            layout=layout,
+            record=record,
+            settings=settings,
+            launcher=order.launcher,
+            environment=step_environment(settings.ranks, settings.instances_at_once),
+            journal=journal,
+            stop=order.stop,
+        )
+        progress = [read_progress(layout, i) for i in range(record.instances)]
+        _give_up_unfinished(progress)
+        rounds = sum(at.next_round for at in progress)
+        log.info(
+            "%s: %d instance(s) of %r on %d MPI ranks each, %d at once, by %s",
+            *(order.job.name, record.instances, record.problem, settings.ranks, settings.instances_at_once),
+            order.launcher.name,
+        )
+        log.info("run directory %s, %d rounds done before", layout.root, rounds)
+        log.info("Dask at %s, its pages at %s", client.scheduler_info()["address"], client.dashboard_link)
+        journal.write("started", pid=os.getpid(), rounds_before=rounds, ranks=settings.ranks)
+        controller = Controller(client, control, lock)
+        outcomes = controller.run(progress)
+        code = exit_code_of(outcomes)
+        if all(outcome.state in {"finished", "failed"} for outcome in outcomes):
+            content = {
+                "schema": 1,
+                "kind": "run",
+                "run_id": record.run_id,
+                "problem": record.problem,
+                "world_size": settings.ranks,
+            }
+            code = _finish(controller, layout.result, content, outcomes)
+        seconds = time.perf_counter() - started
+        journal.write("ended", exit_code=int(code), wall_s=round(seconds, 3))
+        journal.close()
+        log.info("exit %d after %.1f s: %s", code, seconds, _MEANINGS[code].format(root=layout.root))
+    return int(code)
+
+
+_MEANINGS = {
+    ExitCode.DONE: "done, see {root}/result.json",
+    ExitCode.BAD_INPUT: "the input is wrong, see above",
+    ExitCode.CRASH: "something failed, see above; `lsr-hpc resume {root}` tries it again",
+    ExitCode.RESUME: "stopped in good order, `lsr-hpc resume {root}` goes on",
+    ExitCode.ENVIRONMENT: "broken environment or full disk, see above; then `lsr-hpc resume {root}`",
+}
+
+
+def _give_up_unfinished(progress: list[InstanceProgress]) -> None:
+    """Take the right to publish from whatever an earlier controller has left behind."""
+    for at in progress:
+        for attempt in at.attempts:
+            if isinstance(attempt.outcome, EndedOutside):
+                revoke(attempt.files)
+
+
+def _finish(controller: Controller, path: Path, content: dict[str, Any], outcomes: list[Outcome]) -> ExitCode:
+    """Call what is to be called at the end, and write the result of the run."""
+    from lsr_hpc.pipeline.controller import exit_code_of
+
+    code = exit_code_of(outcomes)
+    content["status"] = "failed" if code else "done"
+    content["instances"] = [_instance_json(i, outcome) for i, outcome in enumerate(outcomes)]
+    try:
+        content |= controller.end([outcome.result for outcome in outcomes])
+    except LsrError as error:
+        content |= {"status": "failed", "message": str(error)}
+        code = code or error.exit_code
+    with publish_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return code
+
+
+def _instance_json(instance: int, outcome: Outcome) -> dict[str, Any]:
+    result = outcome.result
+    content: dict[str, Any] = {"instance": instance, "state": outcome.state}
+    if result is not None:
+        checkpoint = result.checkpoint
+        content |= {
+            "status": result.status,
+            "rounds": result.next_round,
+            "why": result.why,
+            "checkpoint": None if checkpoint is None else checkpoint.name,
+            **result.metrics,
+        }
+    return content | ({"message": outcome.message} if outcome.message else {})
+
+
+class _ToStandardOutput(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Log to standard output and to a file; what Dask complains about goes to the file alone."""
+    path.parent.mkdir(exist_ok=True)
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_output = _ToStandardOutput()
+    to_output.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours, dasks = logging.getLogger("lsr_hpc"), logging.getLogger("distributed")
+    before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in (ours, dasks)]
+    ours.handlers, dasks.handlers = [to_file, to_output], [to_file]
+    ours.setLevel(logging.INFO)
+    ours.propagate = dasks.propagate = False
+    try:
+        yield
+    finally:
+        for logger, handlers, level, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        to_file.close()
+        sys.stdout.flush()

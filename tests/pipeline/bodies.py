@@ -1,0 +1,123 @@
+"""Bodies of steps for tests: they compute nothing worth having, and fail in every way that a real one can."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from lsr_hpc.errors import AccuracyError, EnvironmentProblem
+from lsr_hpc.pipeline.spec import CheckpointId, StepResult, StepSpec
+from lsr_hpc.store import file_digest
+
+ROUNDS = 3
+
+
+def _checkpoint(spec: StepSpec, name: str, content: object) -> CheckpointId:
+    directory = Path(spec.run_directory) / "checkpoints" / f"instance-{spec.instance:04d}" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "state.json").write_text(json.dumps(content))
+    return CheckpointId(name, file_digest(directory / "state.json"))
+
+
+def _state(spec: StepSpec) -> dict:
+    if spec.checkpoint is None:
+        return {"total": 0, "rounds": []}
+    file = (
+        Path(spec.run_directory)
+        / "checkpoints"
+        / f"instance-{spec.instance:04d}"
+        / spec.checkpoint.name
+        / "state.json"
+    )
+    assert file_digest(file) == spec.checkpoint.sha256
+    return json.loads(file.read_text())
+
+
+def summing(comm, spec, stop, seconds=0.0):
+    """Adds up the numbers of the ranks, ROUNDS times; a state inside the round is kept when asked to stop."""
+    state = _state(spec)
+    until = time.monotonic() + seconds
+    while True:
+        if comm.allreduce(stop.is_set()):
+            state = comm.bcast(state)
+            checkpoint = _checkpoint(spec, f"round-{spec.round:04d}-part", state) if comm.rank == 0 else None
+            return StepResult(status="yielded", round=spec.round, checkpoint=comm.bcast(checkpoint))
+        if comm.allreduce(time.monotonic() >= until):
+            break
+        time.sleep(0.02)
+    state["total"] += comm.allreduce(comm.rank + 1)
+    state["rounds"].append(spec.round)
+    checkpoint = _checkpoint(spec, f"round-{spec.round:04d}", state) if comm.rank == 0 else None
+    is_finished = spec.round + 1 == ROUNDS
+    return StepResult(
+        status="done",
+        round=spec.round,
+        is_finished=is_finished,
+        why="all rounds done" if is_finished else "",
+        metrics={"total": state["total"], "error_before": 1.0, "error": 1.0 / state["total"]},
+        checkpoint=comm.bcast(checkpoint),
+    )
+
+
+def slow(comm, spec, stop):
+    return summing(comm, spec, stop, seconds=1.5)
+
+
+def endless(comm, spec, stop):
+    return summing(comm, spec, stop, seconds=600.0)
+
+
+def deaf(comm, spec, stop):
+    """Hangs and asks for no stop."""
+    time.sleep(600)
+
+
+def raising(comm, spec, stop):
+    """The last rank raises while the others wait for it."""
+    if spec.instance == 1 and comm.rank == comm.size - 1:
+        error = ZeroDivisionError("deliberate")
+        error.lsr_phase = "basis"
+        raise error
+    return summing(comm, spec, stop)
+
+
+def not_a_number(comm, spec, stop):
+    if comm.rank == comm.size - 1:
+        raise AccuracyError("the residual of block 'equation' is NaN at point 7")
+    return summing(comm, spec, stop)
+
+
+def exiting(comm, spec, stop):
+    if comm.rank == comm.size - 1:
+        sys.exit(1)
+    return summing(comm, spec, stop)
+
+
+def vanishing(comm, spec, stop):
+    """The last rank leaves without a word."""
+    if comm.rank == comm.size - 1:
+        os._exit(1)
+    return summing(comm, spec, stop)
+
+
+def agreed(comm, spec, stop):
+    """All ranks raise together."""
+    raise EnvironmentProblem("the disk is full", on_every_rank=True)
+
+
+def diverging(comm, spec, stop):
+    return StepResult(status="diverged", round=spec.round, is_finished=True, why="the error grew twice")
+
+
+def unpublishable(comm, spec, stop):
+    return StepResult(status="done", round=spec.round, metrics={"error": float("nan")})
+
+
+def vanishing_once(comm, spec, stop):
+    """Ended from outside at the first attempt at round 1."""
+    if spec.round == 1 and spec.attempt == 1 and comm.rank == comm.size - 1:
+        os._exit(1)
+    return summing(comm, spec, stop)
