@@ -25,8 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lsr-hpc",
         description="Linearized Subspace Refinement of trained neural networks on MPI, PETSc and SLEPc.",
-        epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash or failed accuracy check, "
-        "76 broken environment (see lsr-hpc doctor) or full disk",
+        epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash, failed accuracy check or "
+        "damage found by verify, 76 broken environment (see lsr-hpc doctor) or full disk",
     )
     parser.add_argument("--version", action="version", version=f"lsr-hpc {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -89,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         help="values, shape (n, C); (instances, n, C) for all instances of a family; ends in .npy",
     )
     predict.add_argument("--instance", type=int, metavar="I", help="one instance of a family (default: all)")
+
+    verify = command(
+        "verify",
+        "Check every byte of a run directory against its digests, and say what is usable.",
+        "lsr-hpc verify runs/anti",
+        "Exit code 0: all intact; 70: something is damaged, what is still usable is said in the last lines.",
+    )
+    verify.add_argument("run", type=Path, metavar="DIR", help="directory of refine or run")
 
     doctor = command(
         "doctor",
@@ -160,6 +168,10 @@ def _run_serial(options: argparse.Namespace) -> int:
         from lsr_hpc.commands import train
 
         return train.run(options)
+    if options.command == "verify":
+        from lsr_hpc.commands import verify
+
+        return verify.run(options)
     from lsr_hpc.commands import predict
 
     return predict.run(options)
