@@ -26,9 +26,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lsr-hpc",
         description="Linearized Subspace Refinement of trained neural networks on MPI, PETSc and SLEPc.",
-        epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash or failed accuracy check, "
-        "75 stopped in good order (lsr-hpc resume goes on), 76 broken environment (see lsr-hpc doctor) or "
-        "full disk",
+        epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash, failed accuracy check or "
+        "damage found by verify, 75 stopped in good order (lsr-hpc resume goes on), 76 broken environment (see "
+        "lsr-hpc doctor) or full disk",
     )
     parser.add_argument("--version", action="version", version=f"lsr-hpc {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -133,6 +133,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--instance", type=int, metavar="I", help="one instance of a family (default: all)")
 
+    verify = command(
+        "verify",
+        "Check every byte of a run directory against its digests, and say what is usable.",
+        "lsr-hpc verify runs/anti",
+        "Exit code 0: all intact; 70: something is damaged, what is still usable is said in the last lines.",
+    )
+    verify.add_argument("run", type=Path, metavar="DIR", help="directory of refine or run")
+
     doctor = command(
         "doctor",
         "Check the installation, in words and with a remedy for each fault.",
@@ -217,6 +225,10 @@ def _run_serial(options: argparse.Namespace) -> int:
         from lsr_hpc.commands import status
 
         return status.run(options) if options.command == "status" else status.stop(options)
+    if options.command == "verify":
+        from lsr_hpc.commands import verify
+
+        return verify.run(options)
     from lsr_hpc.commands import predict
 
     return predict.run(options)

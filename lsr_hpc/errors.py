@@ -17,6 +17,7 @@ __all__ = [
     "JobError",
     "LsrError",
     "RankError",
+    "StopRequested",
 ]
 
 
@@ -71,6 +72,12 @@ class CheckpointWriteError(EnvironmentProblem):
 
 class AccuracyError(LsrError, ArithmeticError):
     """A computation broke a promise that was checked afterwards (orthogonality, finiteness)."""
+
+
+class StopRequested(LsrError):
+    """The computation was asked to stop and has kept its state; it can be resumed. Not a failure."""
+
+    exit_code = ExitCode.RESUME
 
 
 class RankError(LsrError, RuntimeError):

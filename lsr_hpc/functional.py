@@ -54,6 +54,37 @@ class FunctionalModel:
         self.theta0 = self.layout.read(self._module)
         self._theta0_tensors = self.layout.unflatten(self.theta0)
 
+    def at(self, theta: Tensor) -> FunctionalModel:
+        """The same network at another state; the two share everything but the state.
+
+        Args:
+            theta: Shape (P,); its numbers are taken over as float64.
+
+        Returns:
+            The network whose ``theta0`` is ``theta``.
+        """
+        moved = copy.copy(self)
+        moved.theta0 = theta.detach().to(self.device, torch.float64).clone()
+        moved._theta0_tensors = self.layout.unflatten(moved.theta0)
+        return moved
+
+    def in_precision(self, dtype: torch.dtype) -> FunctionalModel:
+        """The same network in another precision, for work that does not decide accuracy.
+
+        Args:
+            dtype: ``torch.float32`` or ``torch.float64``.
+
+        Returns:
+            This model for float64, a converted copy otherwise.
+        """
+        if dtype == torch.float64:
+            return self
+        converted = copy.copy(self)
+        converted._module = copy.deepcopy(self._module).to(dtype)
+        converted.theta0 = self.theta0.to(dtype)
+        converted._theta0_tensors = self.layout.unflatten(converted.theta0)
+        return converted
+
     def field_of_tensors(self, tensors: dict[str, Tensor]) -> Field:
         """Bind named parameters; what is not named keeps its value.
 

@@ -19,6 +19,7 @@ from lsr_hpc.errors import JobError
 from lsr_hpc.settings import (
     ComputeSettings,
     HeldOutSettings,
+    IterateSettings,
     RefineSettings,
     RunSettings,
     SolverSettings,
@@ -75,6 +76,7 @@ class Job:
         solver: See :class:`~lsr_hpc.settings.SolverSettings`.
         held_out: See :class:`~lsr_hpc.settings.HeldOutSettings`.
         compute: See :class:`~lsr_hpc.settings.ComputeSettings`.
+        iterate: See :class:`~lsr_hpc.settings.IterateSettings`; used by ``lsr-hpc run``.
         run: See :class:`~lsr_hpc.settings.RunSettings`.
         train: How the start was trained, or None.
     """
@@ -85,6 +87,7 @@ class Job:
     solver: SolverSettings = field(default_factory=SolverSettings)
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    iterate: IterateSettings = field(default_factory=IterateSettings)
     run: RunSettings = field(default_factory=RunSettings)
     train: TrainSettings | None = None
 

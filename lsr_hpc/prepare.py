@@ -52,6 +52,7 @@ class PreparedProblem:
         jacobian: J of the fitted rows.
         held_jacobian: J of the held-out rows.
         representation: How J is represented.
+        structures: Factored form of every block, or why there is none.
         candidates: All representations that were compared.
         plan: Memory plan.
     """
@@ -67,8 +68,28 @@ class PreparedProblem:
     jacobian: DistributedJacobian
     held_jacobian: DistributedJacobian
     representation: Candidate
+    structures: Structures
     candidates: list[Candidate]
     plan: MemoryPlan
+
+    def at(self, theta: torch.Tensor) -> PreparedProblem:
+        """The same rows, linearised at another state of the network; no communication.
+
+        Args:
+            theta: Parameters, shape (P,), equal on all ranks.
+
+        Returns:
+            The problem with that state, and J of it.
+        """
+        model = self.model.at(theta)
+
+        def linearised(rows: LocalRows) -> DistributedJacobian:
+            local = build(self.representation, model, rows, self.structures, self.plan, self.free)
+            return DistributedJacobian(self.comm, local, self.plan.columns_per_chunk)
+
+        return replace(
+            self, model=model, jacobian=linearised(self.fit), held_jacobian=linearised(self.held)
+        )
 
     @property
     def n_rows(self) -> int:
@@ -138,6 +159,7 @@ def prepare(problem: Problem, comm: MPI.Comm, settings: RefineSettings) -> Prepa
         jacobian=DistributedJacobian(comm, jacobian, plan.columns_per_chunk),
         held_jacobian=DistributedJacobian(comm, held_jacobian, plan.columns_per_chunk),
         representation=choice,
+        structures=checked.structures,
         candidates=found,
         plan=plan,
     )

@@ -128,6 +128,10 @@ class Problem:
         validation: Residual blocks of the user's own held-out data; replaces the held-out fraction.
         model_spec: How to rebuild the architecture on load; None for a user's own module.
         start_metrics: What is known of the start (command, seed, measured error); copied to the result.
+        alignment_points: Inputs at which the network may be aligned to the refined predictor, (N, ...), best
+            denser than those of the residual; None takes the points of the largest block.
+        resample: ``resample(round)`` returns the blocks of a round with points drawn anew, the same on every
+            rank; round 0 has ``blocks`` itself. None where points are fixed.
     """
 
     name: str
@@ -137,6 +141,8 @@ class Problem:
     validation: Sequence[ResidualBlock] = ()
     model_spec: ModelSpec | None = None
     start_metrics: dict[str, Any] = field(default_factory=dict)
+    alignment_points: RowSource | None = None
+    resample: Callable[[int], Sequence[ResidualBlock]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

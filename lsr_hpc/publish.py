@@ -16,6 +16,7 @@ from pathlib import Path
 from lsr_hpc.errors import EnvironmentProblem, JobError
 
 __all__ = [
+    "RUNNING",
     "RUN_MARKER",
     "PendingDirectory",
     "check_directory",
@@ -28,6 +29,8 @@ __all__ = [
 
 # File by which the directory of a finished run is known.
 RUN_MARKER = "result.json"
+# In the name of a directory that is being filled.
+RUNNING = ".running-"
 # Room for what is put around a name: ".previous", ".NAME.running-01234567".
 _LONGEST_NAME = 200
 
@@ -108,8 +111,8 @@ def unfinished(place: Path) -> list[Path]:
         Paths.
     """
     final = place.resolve()
-    prefix = f".{final.name}.running-"
-    return sorted(p for p in final.parent.glob(".*.running-*") if p.name.startswith(prefix))
+    prefix = f".{final.name}{RUNNING}"
+    return sorted(p for p in final.parent.glob(f".*{RUNNING}*") if p.name.startswith(prefix))
 
 
 def _resolved(place: Path, label: str) -> Path:
@@ -168,7 +171,7 @@ class PendingDirectory:
             for parent in reversed([p for p in self.final.parents if not p.exists()]):
                 parent.mkdir()
                 self._made.append(parent)
-            self.path = self.final.with_name(f".{self.final.name}.running-{secrets.token_hex(4)}")
+            self.path = self.final.with_name(f".{self.final.name}{RUNNING}{secrets.token_hex(4)}")
             self.path.mkdir()
         except OSError as error:
             self._remove_parents()

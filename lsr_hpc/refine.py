@@ -12,6 +12,7 @@ columns; five columns of J and two of J^T for the checks; one TSQR of the N x (k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,16 +29,17 @@ from lsr_hpc.problem import Problem
 from lsr_hpc.result import RefineResult
 from lsr_hpc.rows import FitAndHeld, LocalRows
 from lsr_hpc.settings import RefineSettings
+from lsr_hpc.snapshot import Boundary, Cut, SavedState, Snapshot, no_boundary
 from lsr_hpc.solve import falls_no_more, solve_full_space, solve_in_subspace
 from lsr_hpc.subspace.basis import Basis
-from lsr_hpc.subspace.krylov import krylov_basis
+from lsr_hpc.subspace.krylov import GrownSpace, krylov_basis
 from lsr_hpc.subspace.sketched import random_basis, range_finder_basis
 from lsr_hpc.subspace.svd import svd_basis
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["make_basis", "refine", "start_residual"]
+__all__ = ["make_basis", "refine", "refine_prepared", "start_residual"]
 
 Array = NDArray[np.float64]
 # A Krylov basis is never judged to be large enough before it has this many directions.
@@ -75,8 +77,38 @@ def refine(
     phases = Phases()
     with phases("prepare"):
         prepared = prepare(problem, comm, with_rank(settings or RefineSettings(), rank))
-        r0 = agree(comm, lambda: start_residual(prepared))
-        _require_finite_norm(comm, r0)
+    return refine_prepared(prepared, phases)[0]
+
+
+def refine_prepared(
+    prepared: PreparedProblem,
+    phases: Phases,
+    *,
+    given: Array | None = None,
+    boundary: Boundary = no_boundary,
+    saved: SavedState | None = None,
+) -> tuple[RefineResult, Basis | None]:
+    """Refine a prepared problem, in a way that can be interrupted between two blocks of a Krylov basis.
+
+    Args:
+        prepared: The problem, prepared on all ranks.
+        phases: Clock of the refinement.
+        given: Directions for a Krylov basis to start from, (g, P_local) with g < rank, nearly orthonormal.
+        boundary: Called where the work may be interrupted.
+        saved: State from a boundary of an interrupted call with the same arguments, to go on from.
+
+    Returns:
+        The result, and the basis; None for the full space.
+
+    Raises:
+        JobError: If residual or Jacobian cannot be used.
+        AccuracyError: If a promise that the method rests on was broken.
+
+    Collective: all ranks.
+    """
+    with phases("prepare"):
+        r0 = agree(prepared.comm, lambda: start_residual(prepared))
+        _require_finite_norm(prepared.comm, r0)
         _require_usable_jacobian(prepared)
     if prepared.settings.solver.space == "full":
         with phases("solve"):
@@ -85,7 +117,7 @@ def refine(
     else:
         # Steps 1 to 4: directions of parameter space from the Jacobian.
         with phases("basis"):
-            basis = make_basis(prepared, r0)
+            basis = make_basis(prepared, r0, given, boundary, saved)
         # Step 5: the reduced matrix J V, and the same on the held-out rows.
         with phases("jacobian"):
             av = basis.image or FitAndHeld(
@@ -97,7 +129,7 @@ def refine(
     # Step 7: the refined predictor is theta0 with delta; measure what it keeps of its promises.
     with phases("check"):
         checks = check_basis(prepared, basis, av) if basis is not None else {}
-        return certify(prepared, solution, r0, basis, checks, phases)
+        return certify(prepared, solution, r0, basis, checks, phases), basis
 
 
 def start_residual(prepared: PreparedProblem) -> FitAndHeld:
@@ -155,12 +187,21 @@ def _require_usable_jacobian(prepared: PreparedProblem) -> None:
         )
 
 
-def make_basis(prepared: PreparedProblem, r0: FitAndHeld) -> Basis:
+def make_basis(
+    prepared: PreparedProblem,
+    r0: FitAndHeld,
+    given: Array | None = None,
+    boundary: Boundary = no_boundary,
+    saved: SavedState | None = None,
+) -> Basis:
     """Build the subspace that the settings ask for.
 
     Args:
         prepared: The prepared problem.
         r0: Residual at the start.
+        given: Directions for a Krylov basis to start from; others ignore them.
+        boundary: Called after every Krylov block.
+        saved: State from such a boundary, to go on from.
 
     Returns:
         Orthonormal directions, distributed over the ranks.
@@ -183,7 +224,9 @@ def make_basis(prepared: PreparedProblem, r0: FitAndHeld) -> Basis:
         return random_basis(
             prepared.jacobian, rank=s.rank, seed=s.seed, orthogonalization=s.orthogonalization
         )
-    given = _singular_vectors(prepared, s.rank // 2).v_local if s.basis == "svd+krylov" else None
+    grown = _grown(prepared, saved)
+    if s.basis == "svd+krylov" and grown is None:
+        given = _singular_vectors(prepared, s.rank // 2).v_local
     return krylov_basis(
         prepared.jacobian,
         prepared.held_jacobian,
@@ -194,6 +237,35 @@ def make_basis(prepared: PreparedProblem, r0: FitAndHeld) -> Basis:
         orthogonalization=s.orthogonalization,
         given=given,
         is_enough=_growth_test(prepared, r0) if s.adaptive else lambda image: False,
+        grown=grown,
+        on_block=lambda space: boundary(lambda: _as_snapshot(prepared, space())),
+    )
+
+
+def _as_snapshot(prepared: PreparedProblem, space: GrownSpace) -> Snapshot:
+    lo, _ = prepared.jacobian.my_parameters
+    fit, held = prepared.fit, prepared.held
+    return Snapshot(
+        {
+            "krylov.v": Cut(space.v_local, lo, prepared.jacobian.local.n_parameters),
+            "krylov.fit": Cut(space.image.fit, fit.first_row, fit.n_rows_global),
+            "krylov.held": Cut(space.image.held, held.first_row, held.n_rows_global),
+        },
+        {"krylov": {"depth": space.depth, "last": space.last}},
+    )
+
+
+def _grown(prepared: PreparedProblem, saved: SavedState | None) -> GrownSpace | None:
+    if saved is None or "krylov" not in saved.values:
+        return None
+
+    def rows_of(name: str, rows: LocalRows) -> Array:
+        return saved.part(name, rows.first_row, rows.first_row + rows.n_rows)
+
+    return GrownSpace(
+        saved.part("krylov.v", *prepared.jacobian.my_parameters),
+        FitAndHeld(rows_of("krylov.fit", prepared.fit), rows_of("krylov.held", prepared.held)),
+        **saved.values["krylov"],
     )
 
 
@@ -213,14 +285,22 @@ def _singular_vectors(prepared: PreparedProblem, rank: int) -> Basis:
 
 
 def _growth_test(prepared: PreparedProblem, r0: FitAndHeld) -> Callable[[FitAndHeld], bool]:
-    """Look at the held-out residual each time the basis has grown by a quarter; each look is two TSQRs."""
-    looked_at = 0
+    """Look at the held-out residual each time the basis has grown by a quarter; each look is two TSQRs.
+
+    Whether to look depends on the size alone, so that an interrupted growth goes on as if it had not been.
+
+    Returns:
+        What tells whether the basis is large enough.
+    """
+    width = prepared.settings.subspace.block_width
+
+    def quarters(size: int) -> int:
+        return math.floor(math.log(size / _LEAST_JUDGED, 1.25)) if size >= _LEAST_JUDGED else -1
 
     def is_enough(image: FitAndHeld) -> bool:
-        nonlocal looked_at
-        if len(image.fit) < max(_LEAST_JUDGED, 1.25 * looked_at):
+        size = len(image.fit)
+        if quarters(size) == quarters(max(size - width, 0)):
             return False
-        looked_at = len(image.fit)
         return falls_no_more(prepared, image, r0)
 
     return is_enough

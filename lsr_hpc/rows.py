@@ -8,7 +8,7 @@ rank, possibly empty.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -134,6 +134,23 @@ class LocalRows:
                 with torch.no_grad():
                     pieces.append(segment.residual(field, slice(lo, lo + size)))
         return torch.cat(pieces)
+
+    def in_precision(self, dtype: torch.dtype) -> LocalRows:
+        """The same rows with floating data in another precision.
+
+        Args:
+            dtype: ``torch.float32`` or ``torch.float64``.
+
+        Returns:
+            These rows for float64, a converted copy otherwise.
+        """
+        if dtype == torch.float64:
+            return self
+        segments = tuple(
+            replace(s, tensors=tuple(t.to(dtype) if t.is_floating_point() else t for t in s.tensors))
+            for s in self.segments
+        )
+        return replace(self, segments=segments)
 
     def require_finite(self, values: Tensor, what: str) -> None:
         """Refuse NaN and Inf in one number per local row.

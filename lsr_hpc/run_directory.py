@@ -1,4 +1,4 @@
-"""The run directory of a refinement: job, result, events and predictor.
+"""The run directory of a refinement: job, result, events and predictor, every file under a digest.
 
 It is filled under a hidden name beside its place, ``.NAME.running-XXXXXXXX``, from the start of the run, and
 renamed at the end. A run that is killed leaves it there with the instances it has finished.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lsr_hpc.errors import EnvironmentProblem, JobError
+from lsr_hpc.integrity import seal
 from lsr_hpc.job import Job
 from lsr_hpc.params import digest
 from lsr_hpc.predictor import RefinedPredictor, save_predictors
@@ -97,7 +98,7 @@ class RunDirectory:
         self._is_worth_keeping = True
 
     def finish(self, run: FinishedRun) -> None:
-        """Write ``result.json`` and ``predictor/`` and put the directory in its place.
+        """Write predictor, ``result.json`` and a manifest of all files; put the directory in its place.
 
         Args:
             run: What to write.
@@ -110,6 +111,7 @@ class RunDirectory:
             save_predictors(target / "predictor", run.predictors)
             content = json.dumps(_result_json(run), indent=1, allow_nan=False)
             (target / RUN_MARKER).write_text(content + "\n", encoding="utf-8")
+            seal(target)
         self._pending.publish()
 
     def abandon(self, error: BaseException) -> None:

@@ -7,14 +7,23 @@ Pure data: whoever computes makes a :class:`Snapshot` and reads a :class:`SavedS
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DTYPES", "Cut", "MemoryState", "SavedState", "Snapshot", "check_range"]
+__all__ = [
+    "DTYPES",
+    "Boundary",
+    "Cut",
+    "MemoryState",
+    "SavedState",
+    "Snapshot",
+    "check_range",
+    "no_boundary",
+]
 
 Array = NDArray[Any]
 
@@ -81,6 +90,20 @@ class Snapshot:
                 f"values {changed or list(self.values)} would come back as something else: "
                 "use text keys and lists, no tuples"
             )
+
+
+Boundary = Callable[[Callable[[], Snapshot]], None]
+"""What long computations call between two of their steps, on all ranks together, with what makes a snapshot
+of the state there. It may keep the snapshot; to end the computation it raises
+:class:`lsr_hpc.errors.StopRequested` on every rank."""
+
+
+def no_boundary(snapshot: Callable[[], Snapshot]) -> None:
+    """The boundary of a computation that nobody interrupts.
+
+    Args:
+        snapshot: Not called.
+    """
 
 
 class SavedState(Protocol):

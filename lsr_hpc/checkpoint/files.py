@@ -10,30 +10,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsr_hpc.errors import CheckpointWriteError
+from lsr_hpc.integrity import FileRecord, persistently
 
-__all__ = ["FileRecord", "at", "persistently", "write_arrays", "write_bytes", "write_error"]
-
-T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
+__all__ = ["at", "write_arrays", "write_bytes", "write_error"]
 
 _DTYPE_CODES = {"float64": "F64", "float32": "F32", "int64": "I64"}
 _CHUNK_BYTES = 8 * 2**20
-# Errors of network file systems that may pass, and the pauses before trying again.
-_PASSING = (errno.EIO, errno.ESTALE)
-_PAUSES_S = (0.5, 2.0)
 
 
 def at(step: str) -> None:
@@ -42,19 +33,6 @@ def at(step: str) -> None:
     Args:
         step: Name of the step that is about to be taken.
     """
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What the manifest says of a file.
-
-    Attributes:
-        size: Bytes.
-        sha256: Digest of all of them.
-    """
-
-    size: int
-    sha256: str
 
 
 def write_bytes(path: Path, chunks: Callable[[], Iterator[bytes | memoryview]]) -> FileRecord:
@@ -126,30 +104,6 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> FileRecord:
                 yield content[lo : lo + _CHUNK_BYTES]
 
     return write_bytes(path, chunks)
-
-
-def persistently(action: Callable[[], T], what: str) -> T:
-    """Try three times where the file system reports an error that may pass (EIO, ESTALE).
-
-    Args:
-        action: What to do; must start anew each time.
-        what: What it does, for the log.
-
-    Returns:
-        What the action returned.
-
-    Raises:
-        OSError: The action's own, if it is another or does not pass.
-    """
-    for pause_s in _PAUSES_S:
-        try:
-            return action()
-        except OSError as error:
-            if error.errno not in _PASSING:
-                raise
-            _log.warning("could not %s (%s); trying again in %g s", what, error.strerror, pause_s)
-            time.sleep(pause_s)
-    return action()
 
 
 def write_error(path: Path, error: OSError) -> CheckpointWriteError:

@@ -6,9 +6,7 @@ own. No byte of another file is parsed before all of that file agrees with its d
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,30 +15,24 @@ from typing import Any
 import numpy as np
 
 from lsr_hpc import __version__
-from lsr_hpc.checkpoint.files import FileRecord, persistently
-from lsr_hpc.errors import EnvironmentProblem, JobError
-from lsr_hpc.store import file_digest, read_manifest, write_manifest
+from lsr_hpc.integrity import MANIFEST, Fault, FileRecord, check_kind, file_fault, names_faults, read_signed
+from lsr_hpc.store import file_digest, write_manifest
 
 __all__ = [
-    "MANIFEST",
     "STATE",
     "TEMPORARY",
     "WHOLE",
     "CheckpointId",
-    "Fault",
     "Manifest",
     "Part",
     "StoredArray",
     "checkpoint_directories",
     "examine",
-    "file_fault",
-    "listing_faults",
     "load_manifest",
     "number",
     "save_manifest",
 ]
 
-MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 WHOLE = "whole.safetensors"
 # In the name of a directory that is being written or deleted.
@@ -109,24 +101,10 @@ class Manifest:
     files: Mapping[str, FileRecord]
     arrays: Mapping[str, StoredArray]
 
-
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong with a checkpoint.
-
-    Attributes:
-        file: The file concerned.
-        kind: manifest, missing, extra, size, digest or unreadable.
-        text: The fault in words.
-    """
-
-    file: str
-    kind: str
-    text: str
-
-    def __str__(self) -> str:
-        """The file and the fault in words."""
-        return f"{self.file} {self.text}"
+    @property
+    def names(self) -> set[str]:
+        """Names of all files of the checkpoint."""
+        return {MANIFEST, *self.files}
 
 
 def checkpoint_directories(root: Path) -> list[Path]:
@@ -190,22 +168,11 @@ def load_manifest(directory: Path) -> tuple[CheckpointId, Manifest] | Fault:
         EnvironmentProblem: If it may be intact but cannot be read.
     """
     path = directory / MANIFEST
-    fault = _readable(path)
-    if fault:
-        return fault
-    try:
-        sha256 = persistently(lambda: file_digest(path), f"read {path}")
-        content = read_manifest(path)
-    except OSError as error:
-        return Fault(MANIFEST, "unreadable", f"cannot be read: {error.strerror}")
-    except JobError:
-        return Fault(MANIFEST, "manifest", "was changed or damaged")
-    if content.get("kind") != _KIND or content.get("schema") != _SCHEMA:
-        raise JobError(
-            f"{path} is {content.get('kind')!r} of schema {content.get('schema')!r}, this version reads "
-            f"{_KIND!r} of schema {_SCHEMA}: use the lsr_hpc version that wrote it"
-        )
-    return CheckpointId(directory.name, sha256), _from_json(content)
+    content = read_signed(path)
+    if isinstance(content, Fault):
+        return content
+    check_kind(path, content, _KIND, _SCHEMA)
+    return CheckpointId(directory.name, file_digest(path)), _from_json(content)
 
 
 def _from_json(content: Mapping[str, Any]) -> Manifest:
@@ -227,49 +194,6 @@ def _from_json(content: Mapping[str, Any]) -> Manifest:
     )
 
 
-def listing_faults(directory: Path, manifest: Manifest) -> list[Fault]:
-    """Compare names and kinds of the files that are there with those that should be.
-
-    Args:
-        directory: The checkpoint.
-        manifest: Its manifest.
-
-    Returns:
-        What is missing or should not be there.
-    """
-    expected = {MANIFEST, *manifest.files}
-    found = set(os.listdir(directory))
-    missing = [Fault(name, "missing", "is missing") for name in sorted(expected - found)]
-    return missing + [Fault(name, "extra", "does not belong there") for name in sorted(found - expected)]
-
-
-def file_fault(path: Path, record: FileRecord) -> Fault | None:
-    """Compare every byte of a file with its record.
-
-    Args:
-        path: The file.
-        record: Size and digest that it should have.
-
-    Returns:
-        What is wrong with it, if anything.
-
-    Raises:
-        EnvironmentProblem: If it may be intact but cannot be read.
-    """
-    fault = _readable(path)
-    if fault:
-        return fault
-    try:
-        size = path.stat().st_size
-        if size != record.size:
-            return Fault(path.name, "size", f"has {size} bytes in place of {record.size}")
-        if persistently(lambda: file_digest(path), f"read {path}") != record.sha256:
-            return Fault(path.name, "digest", "differs from its SHA-256")
-    except OSError as error:
-        return Fault(path.name, "unreadable", f"cannot be read: {error.strerror}")
-    return None
-
-
 def examine(directory: Path) -> list[Fault]:
     """Check every byte of a checkpoint.
 
@@ -287,24 +211,7 @@ def examine(directory: Path) -> list[Fault]:
     if isinstance(loaded, Fault):
         return [loaded]
     manifest = loaded[1]
-    faults = listing_faults(directory, manifest)
+    faults = names_faults(directory, manifest.names)
     missing = {fault.file for fault in faults}
     checked = [file_fault(directory / n, r) for n, r in manifest.files.items() if n not in missing]
     return faults + [fault for fault in checked if fault]
-
-
-def _readable(path: Path) -> Fault | None:
-    """Whether a regular file can be opened; what is no fault of its bytes is raised."""
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            return Fault(path.name, "extra", "is not a regular file")
-        with path.open("rb"):
-            return None
-    except FileNotFoundError:
-        return Fault(path.name, "missing", "is missing")
-    except PermissionError as error:
-        raise EnvironmentProblem(
-            f"{path} cannot be read ({error.strerror}): give yourself permission, then resume"
-        ) from error
-    except OSError as error:
-        return Fault(path.name, "unreadable", f"cannot be read: {error.strerror}")

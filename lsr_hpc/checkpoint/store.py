@@ -22,11 +22,8 @@ from lsr_hpc.checkpoint.manifest import (
     STATE,
     TEMPORARY,
     CheckpointId,
-    Fault,
     Manifest,
     checkpoint_directories,
-    file_fault,
-    listing_faults,
     load_manifest,
 )
 from lsr_hpc.checkpoint.retention import Stored, superfluous
@@ -34,6 +31,7 @@ from lsr_hpc.checkpoint.state import DiskState
 from lsr_hpc.checkpoint.writing import LATEST, begin, delete, discard, publish, write_own
 from lsr_hpc.comm import agree, on_first
 from lsr_hpc.errors import CheckpointReadError, JobError, LsrError
+from lsr_hpc.integrity import Fault, file_fault, names_faults
 from lsr_hpc.snapshot import SavedState, Snapshot
 
 if TYPE_CHECKING:
@@ -267,7 +265,7 @@ class CheckpointStore:
     def _first_fault(self, comm: MPI.Comm, name: str, manifest: Manifest) -> Fault | None:
         """Check a checkpoint, each rank its share of the files."""
         directory = self.root / name
-        wrong = on_first(comm, lambda: listing_faults(directory, manifest))
+        wrong = on_first(comm, lambda: names_faults(directory, manifest.names))
         if not wrong:
             by_size = sorted(manifest.files, key=lambda file: (-manifest.files[file].size, file))
             share = by_size[comm.rank :: comm.size]

@@ -17,10 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from lsr_hpc.checkpoint import files
-from lsr_hpc.checkpoint.files import FileRecord, persistently, write_arrays, write_bytes, write_error
+from lsr_hpc.checkpoint.files import write_arrays, write_bytes, write_error
 from lsr_hpc.checkpoint.layout import Layout
 from lsr_hpc.checkpoint.manifest import (
-    MANIFEST,
     STATE,
     TEMPORARY,
     WHOLE,
@@ -30,6 +29,7 @@ from lsr_hpc.checkpoint.manifest import (
     number,
     save_manifest,
 )
+from lsr_hpc.integrity import MANIFEST, FileRecord, persistently
 from lsr_hpc.publish import flush
 from lsr_hpc.snapshot import Cut, Snapshot
 

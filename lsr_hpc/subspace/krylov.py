@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from lsr_hpc.subspace.basis import Basis, check_orthonormal
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["krylov_basis"]
+__all__ = ["GrownSpace", "krylov_basis"]
 
 Array = NDArray[np.float64]
 # What is left of a block outside the space, relative to the block, below which it is rounding noise.
@@ -40,6 +41,23 @@ _NOISE = 1e-10
 # Components of unit vectors along K that one pass removes to rounding.
 _SMALL = 1e-3
 _MOST_PASSES = 4
+
+
+@dataclass(frozen=True)
+class GrownSpace:
+    """A Krylov space while it grows, between two blocks.
+
+    Attributes:
+        v_local: This rank's parameters of every direction so far, shape (m, P_local).
+        image: J K so far, m vectors.
+        depth: Blocks grown, given directions not counted.
+        last: First direction of the last block.
+    """
+
+    v_local: Array
+    image: FitAndHeld
+    depth: int
+    last: int
 
 
 def krylov_basis(
@@ -53,6 +71,8 @@ def krylov_basis(
     orthogonalization: str,
     given: Array | None = None,
     is_enough: Callable[[FitAndHeld], bool] = lambda image: False,
+    grown: GrownSpace | None = None,
+    on_block: Callable[[Callable[[], GrownSpace]], None] = lambda space: None,
 ) -> Basis:
     """Grow the space block by block until it is large enough.
 
@@ -67,6 +87,9 @@ def krylov_basis(
             ``"cholesky_qr2"``.
         given: Nearly orthonormal directions to start from, (g, P_local), g < rank; they come first.
         is_enough: Asked after every block with J K on all rows; True ends the growth. Collective.
+        grown: What an interrupted call with the same arguments has grown, to go on from.
+        on_block: Called after every block with what makes a copy of the space so far; collective. What it
+            raises ends the growth.
 
     Returns:
         The basis with its image J K.
@@ -108,8 +131,13 @@ def krylov_basis(
             with _columns(directions, block) as panel:
                 image.held[block] = held_jacobian.jv(panel[: hi - lo].T)
 
-        start = depth = 0
-        for first in range(0, n_given, width):
+        def space() -> GrownSpace:
+            with _columns(directions, slice(0, start)) as panel:
+                copied = panel[: hi - lo].T.copy()
+            return GrownSpace(copied, image.first(start), depth, last)
+
+        start = depth = last = 0
+        for first in range(0, n_given if grown is None else 0, width):
             some = given[first : first + width]
             block = slice(start, start + len(some))
             with _columns(directions, block) as panel:
@@ -120,6 +148,13 @@ def krylov_basis(
             take_in(block)
             start = block.stop
         source = _split_residual(r0.fit, first_row, width)
+        if grown is not None:
+            start, depth, last = len(grown.v_local), grown.depth, grown.last
+            with _columns(directions, slice(0, start)) as panel:
+                panel[:] = 0.0
+                panel[: hi - lo] = grown.v_local.T
+            image.fit[:start], image.held[:start] = grown.image.fit, grown.image.held
+            source = image.fit[last:start]
         while start < rank:
             block = slice(start, min(start + len(source), rank))
             n_columns = block.stop - block.start
@@ -134,11 +169,11 @@ def krylov_basis(
             if block.stop == block.start:
                 break
             take_in(block)
-            source, start, depth = image.fit[block], block.stop, depth + 1
+            source, start, depth, last = image.fit[block], block.stop, depth + 1, block.start
+            on_block(space)
             if is_enough(image.first(start)):
                 break
-        with _columns(directions, slice(0, start)) as panel:
-            v_local = panel[: hi - lo].T.copy()
+        v_local = space().v_local
     detail = f"block Krylov from J^T r0 in SLEPc basis vectors, {depth} blocks of {width}"
     if n_given:
         detail += f" behind {n_given} given directions"

@@ -237,7 +237,7 @@ def test_passing_errors_are_met_by_writing_anew(
         real(descriptor)
 
     monkeypatch.setattr("lsr_hpc.checkpoint.files.os.fsync", flaky)
-    monkeypatch.setattr("lsr_hpc.checkpoint.files.time.sleep", pauses.append)
+    monkeypatch.setattr("lsr_hpc.integrity.time.sleep", pauses.append)
     if failures == 3:
         with pytest.raises(CheckpointWriteError, match=os.strerror(code)):
             fill(store, 1)

@@ -66,6 +66,7 @@ def test_run_directory_is_complete_and_its_job_file_reads_back(run_directory):
         "result.json",
         "metrics.jsonl",
         "predictor",
+        "MANIFEST.json",
     }
     job = tomllib.loads((run_directory / "job.toml").read_text())
     assert job["subspace"]["rank"] == 30
