@@ -229,7 +229,7 @@ def test_a_run_knows_its_job_and_how_it_is_run_may_differ(tmp_path):
 def test_a_changed_job_file_or_record_is_refused(tmp_path):
     layout = RunLayout(tmp_path / "run")
     layout.root.mkdir()
-    with pytest.raises(JobError, match="there is no run.json in it"):
+    with pytest.raises(JobError, match=r"there is no run\.json in it"):
         read_record(layout)
     record = write_record(layout, a_job(tmp_path), "toy", 3)
     layout.job.write_text(layout.job.read_text().replace("n = 1", "n = 2"))
