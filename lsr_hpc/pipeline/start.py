@@ -71,8 +71,13 @@ def start(job: Job, out: Path, *, resume: bool) -> int:
     layout = RunLayout(check_directory(out, RunLayout(out).run.name, "--out"))
     stop = StopRequest(patience_s=job.run.stop_seconds)
     order = _Order(layout=layout, job=job, launcher=launcher, stop=stop)
-    with stop.listening():
-        return _go_on(order, resume) if layout.run.exists() else _begin(order)
+    try:
+        with stop.listening():
+            return _go_on(order, resume) if layout.run.exists() else _begin(order)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the controller cannot go on: {error}; once that is mended, `lsr-hpc resume {layout.root}` does"
+        ) from error
 
 
 def _refuse_inside_mpi() -> None:
@@ -221,7 +226,10 @@ def _finish(controller: Controller, path: Path, content: dict[str, Any], outcome
     content["status"] = "failed" if code else "done"
     content["instances"] = [_instance_json(i, outcome) for i, outcome in enumerate(outcomes)]
     try:
-        content |= controller.end([outcome.result for outcome in outcomes])
+        returned = controller.end([outcome.result for outcome in outcomes])
+        if returned is None:
+            return ExitCode.RESUME
+        content |= returned
     except LsrError as error:
         content |= {"status": "failed", "message": str(error)}
         code = code or error.exit_code

@@ -31,3 +31,12 @@ def failing_end(run, results):
 
 def unwritable_end(run, results):
     return {"error": float("nan")}
+
+
+def slow_end(run, results):
+    """Takes for ever the first time."""
+    mark = Path(run, "end")
+    if not mark.exists():
+        mark.touch()
+        time.sleep(600)
+    return {"ends": 2}

@@ -211,6 +211,18 @@ def test_a_function_that_fails_after_a_round_is_reported_and_no_more(runs):
     assert len(events(layout, "function failed")) == 3
 
 
+def test_a_stop_while_the_end_is_made_leaves_it_to_the_next_start(runs):
+    layout = runs.begun("diverging", at_end=["tests.pipeline.functions:slow_end"], stop_seconds=0.0)
+    controller = runs.start("resume", layout.root)
+    eventually((layout.root / "end").exists)
+    os.kill(controller.pid, signal.SIGTERM)
+    runs.ended(controller, 75, limit_s=20)
+    assert not layout.result.exists()
+    runs.lsr("resume", layout.root)
+    assert result(layout)["ends"] == 2
+    assert len(events(layout, "step")) == 1
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
