@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,8 @@ __all__ = ["start"]
 
 log = logging.getLogger("lsr_hpc.pipeline")
 
-_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_STEP_ID")
+# Set for ranks of MPI programs and tasks of srun, and not in the shell of a batch job.
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_STEP_NUM_TASKS")
 # Looking at a problem may mean loading torch from a slow file system, and reading large data.
 _DESCRIBE_S = 600.0
 
@@ -92,7 +93,6 @@ def _begin(order: _Order) -> int:
     from lsr_hpc.pipeline.cluster import start_cluster
 
     layout, job = order.layout, order.job
-
     # The problem is looked at before anything is written.
     with start_cluster(job.run) as client:
         described = _describe(client, job, order.stop)
@@ -106,11 +106,25 @@ def _begin(order: _Order) -> int:
                 record = read_record(layout)
                 check_same_job(layout, record, job)
             else:
-                record = write_record(layout, job, *described)
+                record = _write_record(layout, job, *described)
             return _carry_out(client, order, record, lock)
 
 
+def _write_record(layout: RunLayout, job: Job, problem: str, instances: int) -> RunRecord:
+    try:
+        return write_record(layout, job, problem, instances)
+    except EnvironmentProblem:
+        # What is left would not be known for a run of ours at the next try.
+        with suppress(OSError):
+            layout.job.unlink(missing_ok=True)
+            layout.lock.unlink()
+            layout.root.rmdir()
+        raise
+
+
 def _describe(client: Client, job: Job, stop: StopRequest) -> tuple[str, int] | None:
+    from distributed import KilledWorker
+
     from lsr_hpc.pipeline.light import describe
 
     future = client.submit(describe, job, resources={"cpu": 1}, pure=False, retries=0)
@@ -124,7 +138,13 @@ def _describe(client: Client, job: Job, stop: StopRequest) -> tuple[str, int] | 
                 "--dry-run`"
             )
         time.sleep(0.02)
-    described: tuple[str, int] = future.result()
+    try:
+        described: tuple[str, int] = future.result()
+    except KilledWorker as error:
+        raise LsrError(
+            "the process that built the problem has died: out of memory, or a crash inside a library; "
+            "try `lsr-hpc refine JOB --dry-run`"
+        ) from error
     return described
 
 

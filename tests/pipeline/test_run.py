@@ -78,6 +78,13 @@ def test_a_problem_that_cannot_be_built_is_wrong_input_and_nothing_is_written(ru
     assert not out.exists()
 
 
+def test_a_problem_that_takes_its_process_along_is_reported(runs):
+    out = runs.home / "run"
+    words = ("run", runs.job("summing"), "--out", out, "--set", "problem.args.scale=13.0")
+    assert "has died: out of memory" in runs.lsr(*words, code=70)
+    assert not out.exists()
+
+
 def test_one_rank_needs_no_launcher(runs):
     layout = runs.begun("summing", ranks=1)
     printed = runs.lsr("resume", layout.root)
