@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from lsr_hpc.comm import agree, all_sum, even_ranges
 from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import PreparedProblem
-from lsr_hpc.problem import Evaluation
+from lsr_hpc.problem import Evaluation, Field
 from lsr_hpc.result import Outcome, RefineResult
 from lsr_hpc.rows import FitAndHeld, points_at_once
 from lsr_hpc.solve import Solution
 from lsr_hpc.subspace.basis import Basis, captured_energy
 
-__all__ = ["certify", "check_basis"]
+__all__ = ["certify", "check_basis", "field_error"]
 
 # Least-squares gradient in the subspace, relative to the start, above which the solve is reported as inexact.
 _INEXACT_GRADIENT = 1e-8
@@ -209,15 +209,32 @@ def _relative_errors(prepared: PreparedProblem, solution: Solution) -> list[floa
 
 
 def _relative_error(prepared: PreparedProblem, evaluation: Evaluation, delta: NDArray[np.float64]) -> float:
-    model = prepared.model
-    refined = model.refined_field(torch.from_numpy(delta).to(model.device))
+    return field_error(
+        prepared, evaluation, prepared.model.refined_field(torch.from_numpy(delta).to(prepared.model.device))
+    )
+
+
+def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field) -> float:
+    """Relative L2 error of a field on the evaluation data; absolute where the reference is zero.
+
+    Args:
+        prepared: Says how many points to evaluate at once, and where.
+        evaluation: Checked evaluation data.
+        field: The field.
+
+    Returns:
+        The error, equal on all ranks.
+
+    Collective: each rank evaluates its share of the points; one sum.
+    """
+    device = prepared.model.device
     lo, hi = even_ranges(evaluation.n_points, prepared.comm.size)[prepared.comm.rank]
     size = points_at_once(max(p.numbers_per_point for p in prepared.fit_rows.probes))
     squares = np.zeros(2)
     for first in range(lo, hi, size):
         inputs, reference = evaluation.take(slice(first, min(first + size, hi)))
         with torch.no_grad():
-            values = refined(*(t.to(model.device) for t in inputs)).cpu()
+            values = field(*(t.to(device) for t in inputs)).cpu()
         squares += [float((values - reference).square().sum()), float(reference.square().sum())]
     difference, norm = np.sqrt(all_sum(prepared.comm, squares))
     return float(difference / norm if norm > 0 else difference)

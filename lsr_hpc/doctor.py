@@ -133,6 +133,7 @@ def run_checks(run_dir: Path, timeout_s: float = 60.0) -> list[Check]:
         mpi = pool.submit(_probe, timeout_s, "mpi4py")
         petsc = pool.submit(_probe, timeout_s, "petsc")
         gpu = pool.submit(_probe, timeout_s, "gpu")
+        dask = pool.submit(_probe, timeout_s, "dask")
         folder = pool.submit(_probe, timeout_s, "run_dir", str(run_dir.absolute()))
         world = pool.submit(_check_world, timeout_s)
         slurm = pool.submit(_check_slurm, min(timeout_s, 20.0))
@@ -146,6 +147,8 @@ def run_checks(run_dir: Path, timeout_s: float = 60.0) -> list[Check]:
         _check_blas(petsc.result()),
         world.result(),
         _check_threads(),
+        _check_dask(dask.result()),
+        _check_launch(min(timeout_s, 20.0)),
         _check_gpus(gpu.result()),
         slurm.result(),
         _check_run_dir(folder.result()),
@@ -307,6 +310,27 @@ def _check_threads() -> Check:
     if threads > most:
         return Check("threads", "warn", detail, f"export OMP_NUM_THREADS={most} or less")
     return Check("threads", "ok", f"{detail}: room for {cores // threads} rank(s)")
+
+
+def _check_dask(dask: _Answer) -> Check:
+    if dask.error:
+        remedy = "pip install dask distributed cryptography (only lsr-hpc run needs them)"
+        return Check("dask", "fail", f"the controller of lsr-hpc run cannot start: {dask.error}", remedy)
+    detail = f"{dask.data['distributed']}, TLS certificates by cryptography {dask.data['cryptography']}"
+    return Check("dask", "ok", detail)
+
+
+def _check_launch(timeout_s: float) -> Check:
+    # What the launch line of a step is made of, around mpiexec or srun.
+    for command, package in (
+        (["setpriv", "--pdeathsig", "TERM", "true"], "util-linux 2.33 or newer"),
+        (["env", "--block-signal=USR1,TERM", "true"], "coreutils 8.31 or newer"),
+    ):
+        code, _, err = _run(command, timeout_s, dict(os.environ))
+        if code != 0:
+            detail = f"lsr-hpc run cannot start steps: {' '.join(command)}: {_last_line(err) or 'no answer'}"
+            return Check("launch", "fail", detail, f"install {package}; lsr-hpc refine does not need it")
+    return Check("launch", "ok", "setpriv --pdeathsig and env --block-signal work")
 
 
 def _check_gpus(gpu: _Answer) -> Check:

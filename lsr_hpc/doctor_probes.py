@@ -109,6 +109,15 @@ def _probe_petsc() -> dict[str, Any]:
     return answer
 
 
+def _probe_dask() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from distributed.security import Security
+
+    Security.temporary()
+    return {name: version(name) for name in ("distributed", "cryptography")}
+
+
 def _probe_world() -> dict[str, Any]:
     from mpi4py import MPI
 
@@ -174,6 +183,7 @@ _PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     "gpu": _probe_gpu,
     "mpi4py": _probe_mpi4py,
     "petsc": _probe_petsc,
+    "dask": _probe_dask,
     "world": _probe_world,
     "run_dir": _probe_run_dir,
 }

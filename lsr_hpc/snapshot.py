@@ -91,6 +91,23 @@ class Snapshot:
                 "use text keys and lists, no tuples"
             )
 
+    def merged(self, other: Snapshot) -> Snapshot:
+        """Both together; names must be distinct.
+
+        Args:
+            other: Another part of the state.
+
+        Returns:
+            A snapshot with the arrays and values of both.
+
+        Raises:
+            ValueError: If a name is in both.
+        """
+        common = (self.arrays.keys() & other.arrays.keys()) | (self.values.keys() & other.values.keys())
+        if common:
+            raise ValueError(f"both snapshots have {sorted(common)}")
+        return Snapshot({**self.arrays, **other.arrays}, {**self.values, **other.values})
+
 
 Boundary = Callable[[Callable[[], Snapshot]], None]
 """What long computations call between two of their steps, on all ranks together, with what makes a snapshot

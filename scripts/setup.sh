@@ -8,7 +8,7 @@
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly TORCH_VERSION=2.13.0
+readonly TORCH_VERSION=2.13.0 DASK_VERSION=2026.8.0
 readonly TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 # Where Debian keeps things; the variables are for the tests of this script.
 readonly PYTHON=${LSR_SYSTEM_PYTHON:-/usr/bin/python3}
@@ -203,7 +203,7 @@ make_venv() {
   # The bindings lie outside Python's path in Debian; two lines in a .pth file put them there.
   printf '%s\n%s\n' "$petsc" "$slepc" >"$($VENV/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/petsc-slepc.pth"
   # petsc4py and mpi4py were compiled against the distribution's numpy: pip must not bring another.
-  printf 'numpy==%s\n' "$numpy" >"$LOGS/constraints.txt"
+  printf '%s\n' "numpy==$numpy" "dask==$DASK_VERSION" "distributed==$DASK_VERSION" >"$LOGS/constraints.txt"
   say "petsc4py from ${petsc%/lib/python3*}, numpy $numpy"
 }
 

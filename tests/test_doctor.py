@@ -11,7 +11,7 @@ import pytest
 from lsr_hpc import doctor, doctor_probes
 from lsr_hpc.doctor import Check
 
-NAMES = "python numpy torch mpi petsc slepc blas world threads gpus slurm run-dir".split()
+NAMES = "python numpy torch mpi petsc slepc blas world threads dask launch gpus slurm run-dir".split()
 
 
 @pytest.fixture(autouse=True)
@@ -260,6 +260,25 @@ def test_a_gpu_without_a_cuda_build_of_torch_is_a_warning(program):
     check = doctor._check_gpus(doctor._Answer([{"cuda": None, "devices": []}]))
     assert check.status == "warn"
     assert "TORCH=cuda make env" in check.remedy
+
+
+@pytest.mark.parametrize("name", ["distributed", "cryptography"])
+def test_without_what_the_controller_needs_it_says_who_needs_it(stub, name):
+    stub(name, f"raise ImportError('no {name}')")
+    check = doctor._check_dask(doctor._probe(60.0, "dask"))
+    assert check.status == "fail"
+    assert name in check.detail
+    assert "only lsr-hpc run" in check.remedy
+
+
+@pytest.mark.parametrize(("name", "package"), [("setpriv", "util-linux"), ("env", "coreutils")])
+def test_tools_of_the_launch_line_that_are_too_old_are_named(program, name, package):
+    assert doctor._check_launch(5.0).status == "ok"
+    program(name, "echo 'unrecognized option' >&2; exit 1")
+    check = doctor._check_launch(5.0)
+    assert check.status == "fail"
+    assert "unrecognized option" in check.detail
+    assert package in check.remedy
 
 
 # --- threads, SLURM, run folder, report -------------------------------------------------------------

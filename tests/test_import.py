@@ -28,6 +28,10 @@ import lsr_hpc
 from lsr_hpc import *
 import lsr_hpc.comm, lsr_hpc.prepare, lsr_hpc.subspace.svd, lsr_hpc.least_squares.ksp, lsr_hpc.petsc
 """
+# Everything that runs in the process of the controller.
+CONTROLLER = """
+import lsr_hpc.commands.run, lsr_hpc.commands.status, lsr_hpc.pipeline.start, lsr_hpc.pipeline.controller
+"""
 STARTS_SOMETHING = ("mpi4py.MPI", "petsc4py", "slepc4py", "petsc4py.PETSc", "slepc4py.SLEPc")
 
 
@@ -46,8 +50,8 @@ def probed(statement: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     "statement",
-    [ALL, HELP.format(arguments="'--help'"), HELP.format(arguments="'refine', '--help'"), LIBRARY],
-    ids=["import", "help", "help of refine", "whole library"],
+    [ALL, HELP.format(arguments="'--help'"), HELP.format(arguments="'run', '--help'"), LIBRARY, CONTROLLER],
+    ids=["import", "help", "help of run", "whole library", "controller"],
 )
 def test_nothing_is_started(statement: str) -> None:
     found = probed(statement)
@@ -64,6 +68,13 @@ def test_import_and_help_are_quick_because_they_load_no_numerical_library(statem
 
     assert isinstance(modules, list)
     assert not {"torch", "numpy", "scipy", "safetensors"} & set(modules)
+
+
+def test_the_controller_does_not_load_torch() -> None:
+    modules = probed(CONTROLLER)["modules"]
+
+    assert isinstance(modules, list)
+    assert not {"torch", "scipy", "safetensors"} & set(modules)
 
 
 def test_public_names_are_all_there() -> None:

@@ -16,7 +16,9 @@ a few evaluations of f. Sources: Levenberg 1944, Marquardt 1963; geodesic accele
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +33,9 @@ from lsr_hpc.settings import IterateSettings
 from lsr_hpc.snapshot import SavedState, Snapshot
 from lsr_hpc.subspace.krylov import krylov_basis
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
 __all__ = ["TangentAlignment"]
 
 Array = NDArray[np.float64]
@@ -44,6 +49,10 @@ _GOOD, _POOR = 0.6, 0.2
 _LARGEST_BEND = 0.75
 _STENCIL = 0.1
 _MOST_TRIALS = 12
+# Damping hides directions with s^2 << mu: the next space gets so many times those with s^2 > mu / 10, and at
+# least _LEAST_RANK.
+_SPARE = 1.25
+_LEAST_RANK = 64
 # Blocks of the Krylov space; deeper is better per direction, wider faster.
 _WIDTH = 16
 
@@ -81,13 +90,15 @@ class TangentAlignment:
         kept = saved.values.get("tangent") if saved is not None else None
         size = prepared.model.layout.size
         self._damping: float | None = None
+        self._rank = settings.tangent_rank
         self._last_step = np.zeros(size)
         self.steps = 0
         if saved is not None and kept is not None:
-            self._damping = kept["damping"]
+            self._damping, self._rank = kept["damping"], kept["rank"]
             self._last_step = saved.whole("tangent.last_step")
         if theta is None:
-            assert saved is not None and kept is not None
+            assert saved is not None
+            assert kept is not None
             theta, self.steps = saved.whole("tangent.theta"), kept["steps"]
         self.theta: Array = theta
         self._residual, self.loss = self._evaluate(theta)
@@ -98,7 +109,7 @@ class TangentAlignment:
         """What an interrupted alignment goes on from."""
         return Snapshot(
             {"tangent.theta": self.theta, "tangent.last_step": self._last_step},
-            {"tangent": {"damping": self._damping, "steps": self.steps}},
+            {"tangent": {"damping": self._damping, "rank": self._rank, "steps": self.steps}},
         )
 
     def step(self) -> bool:
@@ -138,6 +149,8 @@ class TangentAlignment:
                 elif fallen < _POOR:
                     damping *= _MORE
                 self._damping = damping
+                felt = int(np.sum(tangent.singular**2 > damping / 10))
+                self._rank = max(_LEAST_RANK, math.ceil(_SPARE * felt))
                 self._last_step = trial.theta - self.theta
                 self.theta, self.loss, self._residual = trial.theta, trial.loss, trial.residual
                 return True
@@ -156,7 +169,7 @@ class TangentAlignment:
         along_start = jacobian.jv(np.ascontiguousarray(prepared.free_step(start)[np.newaxis, lo:hi]))[0]
         shifted = self._residual + along_start
         n_free = jacobian.local.n_parameters
-        rank = min(settings.tangent_rank, prepared.fit.n_rows_global, n_free)
+        rank = min(self._rank, settings.tangent_rank, prepared.fit.n_rows_global, n_free)
         basis = krylov_basis(
             jacobian,
             here.held_jacobian,
@@ -181,7 +194,7 @@ class TangentAlignment:
         if self._settings.acceleration:
             nearby, _ = self._evaluate(self.theta + _STENCIL * step)
             curvature = (2 / _STENCIL) * ((nearby - self._residual) / _STENCIL - along_step)
-            if not np.isfinite(self._sums(curvature)[0]):
+            if not np.isfinite(self._sums(curvature**2)[0]):
                 return None
             bend = self._in_parameters(tangent, self._damped(tangent, 0.5 * curvature, damping))
             if 2 * float(np.linalg.norm(bend)) > _LARGEST_BEND * float(np.linalg.norm(step)):

@@ -33,6 +33,7 @@ __all__ = ["EndedOutside", "StopRequest", "read_outcome", "run_attempt"]
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.1
+_BEAT_EVERY_S = 1.0
 _TERM_PATIENCE_S = 6.0
 _TAIL_BYTES = 4000
 
@@ -157,7 +158,7 @@ def run_attempt(
 def _wait(process: subprocess.Popen[bytes], files: AttemptFiles, stop: StopRequest, silence_s: float) -> str:
     """Wait for the launcher's end, passing on a wish to stop; returns why it was ended, if it was."""
     is_told = is_signalled = False
-    started = time.time()
+    boundaries = _Boundaries(files.heartbeat)
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_EVERY_S)
@@ -175,14 +176,28 @@ def _wait(process: subprocess.Popen[bytes], files: AttemptFiles, stop: StopReque
             if stop.is_over:
                 _end(process)
                 return "ended, because it did not yield in time"
-        elif time.time() - _last_boundary(files, started) > silence_s:
+        elif boundaries.silence_s() > silence_s:
             _end(process)
             return f"ended, because it reached no boundary for {silence_s:g} s"
 
 
-def _last_boundary(files: AttemptFiles, started: float) -> float:
-    beat = read_heartbeat(files.heartbeat)
-    return max(started, float(beat["boundary"])) if beat else started
+class _Boundaries:
+    """For how long a step has reached no boundary, by our own clock: that of its node may differ."""
+
+    def __init__(self, heartbeat: Path) -> None:
+        self._heartbeat = heartbeat
+        self._newest: float | None = None
+        self._since = self._looked = time.monotonic()
+
+    def silence_s(self) -> float:
+        """Seconds since a boundary was last seen to be a new one."""
+        now = time.monotonic()
+        if now - self._looked > _BEAT_EVERY_S:
+            self._looked = now
+            beat = read_heartbeat(self._heartbeat)
+            if beat is not None and beat["boundary"] != self._newest:
+                self._newest, self._since = beat["boundary"], now
+        return now - self._since
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -25,7 +25,8 @@ LAUNCHER = "launcher"
 _CONFIG = {
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.work-stealing": False,
-    # A worker that starts torch and writes a predictor is not dead because it is silent.
+    # A worker that is silent is not dead: it may hold Python's lock for long, or sleep with the machine.
+    "distributed.scheduler.worker-ttl": None,
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.timeouts.tcp": "120s",
     # Complaints of a worker that ends together with the controller help nobody.

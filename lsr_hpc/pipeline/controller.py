@@ -106,14 +106,14 @@ class Controller:
             del ACTIVE[control.record.run_id]
         return [chain.outcome for chain in chains]
 
-    def end(self, results: list[StepResult | None]) -> dict[str, Any]:
+    def end(self, results: list[StepResult | None]) -> dict[str, Any] | None:
         """Call the functions of ``run.at_end``.
 
         Args:
             results: Last result of every instance.
 
         Returns:
-            The fields that they returned, together.
+            The fields that they returned, together; None if a stop came before the end of one of them.
 
         Raises:
             LsrError: If one of them fails.
@@ -123,7 +123,7 @@ class Controller:
         self._wait()
         if self._end_failure:
             raise LsrError(self._end_failure)
-        return self._returned
+        return None if self._light else self._returned
 
     def _begin_chains(self) -> None:
         """Begin as many instances as there are ranks for: one to its end rather than all of them a little."""

@@ -147,11 +147,13 @@ class SrunLauncher:
 
     Attributes:
         nodes: Nodes of a step.
+        is_alone: Whether one step at a time has the allocation; otherwise each gets cores of its own.
         cpus_per_task: Cores of a rank.
         mpi: What ``srun --mpi`` is given.
     """
 
     nodes: int
+    is_alone: bool = True
     cpus_per_task: int = 1
     mpi: str = "pmix"
     name: str = "srun"
@@ -172,7 +174,8 @@ class SrunLauncher:
         # that is killed alone on its node would leave the others waiting.
         return [
             *("setpriv", "--pdeathsig", "TERM"),
-            *("srun", "--overlap", f"--mpi={self.mpi}", "--kill-on-bad-exit=1", "--unbuffered"),
+            *("srun", "--overlap" if self.is_alone else "--exact", f"--mpi={self.mpi}"),
+            *("--kill-on-bad-exit=1", "--unbuffered"),
             *(f"--job-name=lsr-{label}", f"--nodes={nodes}", f"--ntasks={world_size}"),
             *(f"--ntasks-per-node={-(-world_size // nodes)}", f"--cpus-per-task={self.cpus_per_task}"),
             *_worker(spec),
@@ -202,8 +205,11 @@ def choose_launcher(
         kind = "srun" if is_in_allocation else "local" if world_size == 1 else "mpiexec"
     launcher: Launcher
     if kind == "srun":
-        nodes = _number(environ, "SLURM_JOB_NUM_NODES")
-        launcher = SrunLauncher(max(1, nodes // steps_at_once), _number(environ, "SLURM_CPUS_PER_TASK"))
+        launcher = SrunLauncher(
+            nodes=max(1, _number(environ, "SLURM_JOB_NUM_NODES") // steps_at_once),
+            is_alone=steps_at_once == 1,
+            cpus_per_task=_number(environ, "SLURM_CPUS_PER_TASK"),
+        )
     else:
         launcher = MpiexecLauncher() if kind == "mpiexec" else LocalLauncher()
     needed = ["setpriv", "env", *({launcher.name} - {"local"})]

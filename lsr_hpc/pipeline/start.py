@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,8 @@ __all__ = ["start"]
 
 log = logging.getLogger("lsr_hpc.pipeline")
 
-_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_STEP_ID")
+# Set for ranks of MPI programs and tasks of srun, and not in the shell of a batch job.
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_STEP_NUM_TASKS")
 # Looking at a problem may mean loading torch from a slow file system, and reading large data.
 _DESCRIBE_S = 600.0
 
@@ -71,8 +72,13 @@ def start(job: Job, out: Path, *, resume: bool) -> int:
     layout = RunLayout(check_directory(out, RunLayout(out).run.name, "--out"))
     stop = StopRequest(patience_s=job.run.stop_seconds)
     order = _Order(layout=layout, job=job, launcher=launcher, stop=stop)
-    with stop.listening():
-        return _go_on(order, resume) if layout.run.exists() else _begin(order)
+    try:
+        with stop.listening():
+            return _go_on(order, resume) if layout.run.exists() else _begin(order)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the controller cannot go on: {error}; once that is mended, `lsr-hpc resume {layout.root}` does"
+        ) from error
 
 
 def _refuse_inside_mpi() -> None:
@@ -87,7 +93,6 @@ def _begin(order: _Order) -> int:
     from lsr_hpc.pipeline.cluster import start_cluster
 
     layout, job = order.layout, order.job
-
     # The problem is looked at before anything is written.
     with start_cluster(job.run) as client:
         described = _describe(client, job, order.stop)
@@ -101,11 +106,25 @@ def _begin(order: _Order) -> int:
                 record = read_record(layout)
                 check_same_job(layout, record, job)
             else:
-                record = write_record(layout, job, *described)
+                record = _write_record(layout, job, *described)
             return _carry_out(client, order, record, lock)
 
 
+def _write_record(layout: RunLayout, job: Job, problem: str, instances: int) -> RunRecord:
+    try:
+        return write_record(layout, job, problem, instances)
+    except EnvironmentProblem:
+        # What is left would not be known for a run of ours at the next try.
+        with suppress(OSError):
+            layout.job.unlink(missing_ok=True)
+            layout.lock.unlink()
+            layout.root.rmdir()
+        raise
+
+
 def _describe(client: Client, job: Job, stop: StopRequest) -> tuple[str, int] | None:
+    from distributed import KilledWorker
+
     from lsr_hpc.pipeline.light import describe
 
     future = client.submit(describe, job, resources={"cpu": 1}, pure=False, retries=0)
@@ -119,7 +138,13 @@ def _describe(client: Client, job: Job, stop: StopRequest) -> tuple[str, int] | 
                 "--dry-run`"
             )
         time.sleep(0.02)
-    described: tuple[str, int] = future.result()
+    try:
+        described: tuple[str, int] = future.result()
+    except KilledWorker as error:
+        raise LsrError(
+            "the process that built the problem has died: out of memory, or a crash inside a library; "
+            "try `lsr-hpc refine JOB --dry-run`"
+        ) from error
     return described
 
 
@@ -221,7 +246,10 @@ def _finish(controller: Controller, path: Path, content: dict[str, Any], outcome
     content["status"] = "failed" if code else "done"
     content["instances"] = [_instance_json(i, outcome) for i, outcome in enumerate(outcomes)]
     try:
-        content |= controller.end([outcome.result for outcome in outcomes])
+        returned = controller.end([outcome.result for outcome in outcomes])
+        if returned is None:
+            return ExitCode.RESUME
+        content |= returned
     except LsrError as error:
         content |= {"status": "failed", "message": str(error)}
         code = code or error.exit_code

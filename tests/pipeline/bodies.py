@@ -121,3 +121,15 @@ def vanishing_once(comm, spec, stop):
     if spec.round == 1 and spec.attempt == 1 and comm.rank == comm.size - 1:
         os._exit(1)
     return summing(comm, spec, stop)
+
+
+def held_up(comm, spec, stop):
+    """Takes for ever at the first attempt at the first instance, unless it is asked to stop."""
+    is_first = spec.sequence == 1 and spec.instance == 0
+    return summing(comm, spec, stop, seconds=600.0 if is_first else 0.0)
+
+
+def deaf_once(comm, spec, stop):
+    if spec.sequence == 1:
+        time.sleep(600)
+    return summing(comm, spec, stop)
