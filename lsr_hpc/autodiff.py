@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch.func import jvp, vjp
 
-__all__ = ["pull_back", "push_forward"]
+__all__ = ["after_transforms", "pull_back", "push_forward"]
 
 X = TypeVar("X", Tensor, dict[str, Tensor])
 
@@ -48,3 +49,20 @@ def pull_back(function: Callable[[X], Tensor], x: X) -> tuple[Tensor, Callable[[
         return result  # type: ignore[no-any-return]
 
     return value, gradient
+
+
+def after_transforms(value: Tensor) -> Tensor:
+    """A value taken out of transforms that have ended, for use outside of them.
+
+    torch strips the wrapper of one transform from such a value by itself, and fails on those of two nested
+    ones, as in second derivatives.
+
+    Args:
+        value: Tensor noted inside of them, independent of what they differentiate.
+
+    Returns:
+        The same value as the transforms still running see it.
+    """
+    while (inner := unwrap_if_dead(value)) is not value:
+        value = inner
+    return value

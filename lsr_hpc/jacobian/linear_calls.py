@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from lsr_hpc.autodiff import after_transforms
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.problem import ResidualBlock
 
@@ -136,6 +137,6 @@ def shared_outputs(
         collector = _Collector({n: t for n, t in tensors.items() if n not in explicit}, shared.outputs)
         with collector:
             block.residual(model.field_of_tensors(tensors), *point)
-        return torch.cat(collector.outputs)
+        return torch.cat([after_transforms(output) for output in collector.outputs])
 
     return outputs

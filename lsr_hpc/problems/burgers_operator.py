@@ -40,6 +40,8 @@ FIRST_TEST_FUNCTION = 100_000
 _STREAM_FUNCTIONS = 61
 _STREAM_INTERIOR = 62
 _STREAM_PERIODIC = 63
+_STREAM_TRAINING_INTERIOR = 64
+_STREAM_TRAINING_PERIODIC = 65
 # Waves of the initial values: the last has an amplitude of 3e-8.
 _WAVES = 64
 
@@ -129,6 +131,10 @@ def _grid() -> Tensor:
     return torch.cartesian_prod(axis, axis)
 
 
+def _uniform(seed: int, stream: int, first: int, n: int, columns: int) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(uniform_rows(seed, stream, first, first + n, columns)))
+
+
 def _sides(t: Tensor) -> tuple[Tensor, Tensor]:
     """Points (t, 1) and (t, 0) of times (n, 1)."""
     return torch.cat([t, torch.ones_like(t)], dim=1), torch.cat([t, torch.zeros_like(t)], dim=1)
@@ -172,12 +178,9 @@ def build(
     )
     start = _grid()[: len(SENSORS)]
 
-    def draw(stream: int, i: int, n: int, columns: int) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(uniform_rows(seed, stream, i * n, (i + 1) * n, columns)))
-
     def instance(i: int) -> Problem:
         solution = reference(range(FIRST_TEST_FUNCTION + i, FIRST_TEST_FUNCTION + i + 1), seed)
-        right, left = _sides(draw(_STREAM_PERIODIC, i, side_points, 1))
+        right, left = _sides(_uniform(seed, _STREAM_PERIODIC, i * side_points, side_points, 1))
         return Problem(
             name=f"burgers_operator {i}",
             model=BoundDeepONet(operator, at_sensors[i]),
@@ -192,7 +195,11 @@ def build(
                 ),
                 ResidualBlock(name="periodic", residual=_periodic, points=right, data=(left,)),
                 ResidualBlock(name="periodic_slope", residual=_periodic_slope, points=right, data=(left,)),
-                ResidualBlock(name="pde", residual=advection, points=draw(_STREAM_INTERIOR, i, points, 2)),
+                ResidualBlock(
+                    name="pde",
+                    residual=advection,
+                    points=_uniform(seed, _STREAM_INTERIOR, i * points, points, 2),
+                ),
             ],
             evaluation=Evaluation(inputs=(_grid(),), reference=torch.from_numpy(solution.reshape(-1, 1))),
         )
@@ -204,25 +211,25 @@ def training_task(
     settings: TrainingSettings,
     *,
     functions: int = 300,
-    points: int = 200,
-    side_points: int = 50,
+    points: int = 1000,
+    side_points: int = 100,
     width: int = 50,
     depth: int = 4,
     seed: int = 7,
     test_functions: int = 50,
 ) -> TrainingTask:
-    """Physics-informed training on the same loss, no solution data; float32.
+    """Physics-informed training on the same loss, no solution data; float64.
 
-    Every step draws functions and one set of points for all of them, so that the trunk is evaluated once.
+    All functions share one set of points, so that the trunk is evaluated once in each step.
 
     Args:
         settings: Training settings; ``batch_size`` counts functions.
         functions: Number of training functions.
-        points: Random points of the equation in each step.
-        side_points: Random times of the periodic conditions in each step.
+        points: Random points of the equation.
+        side_points: Random times of the periodic conditions.
         width: Width of branch and trunk.
         depth: Layers of branch and trunk, at least 2.
-        seed: Seed of the functions.
+        seed: Seed of functions and points.
         test_functions: Unseen functions for the reported error.
 
     Returns:
@@ -238,25 +245,23 @@ def training_task(
     check_range("test_functions", test_functions, 1, 10_000)
     check_range("batch_size", settings.batch_size or 1, 1, functions)
     torch.manual_seed(settings.seed)
-    model = DeepONet(**_operator_arguments(width, depth))
-    a = torch.from_numpy(initial_values(range(functions), seed, SENSORS)).float()
+    model = DeepONet(**_operator_arguments(width, depth)).double()
+    a = torch.from_numpy(initial_values(range(functions), seed, SENSORS))
+    interior = _uniform(seed, _STREAM_TRAINING_INTERIOR, 0, points, 2)
+    sides = _sides(_uniform(seed, _STREAM_TRAINING_PERIODIC, 0, side_points, 1))
     # Test functions of another number range than those that the job refines.
     unseen = range(FIRST_TEST_FUNCTION // 2, FIRST_TEST_FUNCTION // 2 + test_functions)
-    a_test = torch.from_numpy(initial_values(unseen, seed, SENSORS)).float()
-    u_test = torch.from_numpy(reference(unseen, seed)).float().flatten(1)
-    grid = _grid().float()
+    a_test = torch.from_numpy(initial_values(unseen, seed, SENSORS))
+    u_test = torch.from_numpy(reference(unseen, seed)).flatten(1)
+    grid = _grid()
 
     def loss(generator: torch.Generator) -> Tensor:
         batch = a[draw_batch(functions, settings, generator)]
         coefficients = model.branch(batch)
-        interior = torch.rand(points, 2, generator=generator)
         # Trunk outputs and their derivatives, (n, q), become fields of all functions, (i, n).
         value, x, xx = (coefficients @ phi.T for phi in value_and_two_along(model.trunk, interior, 1))
         t = coefficients @ along(model.trunk, interior, 0).T
-        right, left = (
-            value_and_along(model.trunk, side, 1)
-            for side in _sides(torch.rand(side_points, 1, generator=generator))
-        )
+        right, left = (value_and_along(model.trunk, side, 1) for side in sides)
         jumps = [coefficients @ (r - s).T for r, s in zip(right, left, strict=True)]
         start = coefficients @ model.trunk(grid[: len(SENSORS)]).T - batch
         equation = t + value * x - VISCOSITY * xx

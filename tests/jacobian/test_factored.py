@@ -22,7 +22,7 @@ from lsr_hpc.jacobian.examine import NotFactored, examine_blocks
 from lsr_hpc.jacobian.factored import BlockStructure, FactoredJacobian
 from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
 from lsr_hpc.jacobian.probe import BlockProbe, probe_block
-from lsr_hpc.models import MLP, BoundDeepONet, DeepONet
+from lsr_hpc.models import MLP, BoundDeepONet, DeepONet, ModifiedMLP
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.rows import local_rows, split_rows
 from tests.jacobian.dense import RELATIVE, assert_equal, dense_jacobian, panel
@@ -71,23 +71,6 @@ def fit(u: Field, x: Tensor, y: Tensor) -> Tensor:
 
 def burgers(u: Field, x: Tensor) -> Tensor:
     return along(u, x, 1) + u(x) * along(u, x, 0) - 0.1 * second_along(u, x, 0)
-
-
-class ModifiedMLP(nn.Module):
-    """Every hidden state is a mixture of two encodings of the input (Wang, Teng, Perdikaris 2021)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.u, self.v = nn.Linear(2, 7), nn.Linear(2, 7)
-        self.hidden = nn.ModuleList([nn.Linear(2, 7), nn.Linear(7, 7)])
-        self.last = nn.Linear(7, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        u, v, h = torch.tanh(self.u(x)), torch.tanh(self.v(x)), x
-        for layer in self.hidden:
-            z = torch.tanh(layer(h))
-            h = (1 - z) * u + z * v
-        return self.last(h)
 
 
 class Tied(nn.Module):
@@ -146,7 +129,7 @@ def mlp() -> Case:
 
 
 def modified_mlp() -> Case:
-    return Case(ModifiedMLP(), block(burgers, points(9)))
+    return Case(ModifiedMLP([2, 7, 7, 1]), block(burgers, points(9)))
 
 
 def bound_deeponet() -> Case:
@@ -156,6 +139,12 @@ def bound_deeponet() -> Case:
         block(fit, y[:1], y[:1], name="start"),
         block(lambda u, y: along(u, y) - torch.cos(y), y, name="ode", weight=0.3),
     )
+
+
+def bound_operator_of_a_pde() -> Case:
+    """Second derivatives around branch layers that no point enters."""
+    operator = DeepONet([6, 8, 8, 7], [2, 9, 9, 7], modified=True)
+    return Case(BoundDeepONet(operator, torch.randn(6)), block(burgers, points(9)))
 
 
 def deeponet() -> Case:
@@ -302,6 +291,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "MLP": mlp,
     "modified MLP": modified_mlp,
     "bound DeepONet": bound_deeponet,
+    "bound operator of a PDE": bound_operator_of_a_pde,
     "DeepONet": deeponet,
     "several outputs": several_outputs,
     "tied": tied,

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.mpi.conftest import LSR_HPC, REPOSITORY, mpi_environment
 
@@ -458,21 +460,30 @@ def test_help_works_everywhere(words):
     assert "example:" in done.stdout or words == ["problems"] or words == ["--help"]
 
 
-def test_training_makes_weights_that_refine(tmp_path):
-    words = ["--preset", "small", "--set", "train.steps=300", "--set", 'train.schedule = "exponential"']
-    done = serial("train", "jobs/function_fit.toml", *words, "--out", tmp_path / "w.safetensors")
+@pytest.mark.parametrize(
+    ("job", "settings", "optimizer"),
+    [
+        ("jobs/function_fit.toml", ["train.steps=300", 'train.schedule = "exponential"'], "Adam"),
+        ("jobs/poisson.toml", ["train.steps=30", "train.args.points=400"], "L-BFGS"),
+    ],
+)
+def test_training_makes_weights_that_refine(job, settings, optimizer, tmp_path):
+    words = ["--preset", "small", *(word for setting in settings for word in ("--set", setting))]
+    done = serial("train", job, *words, "--out", tmp_path / "w.safetensors")
     assert done.returncode == 0, done.stderr
+    assert f"steps of {optimizer}, seed 0" in done.stdout
+    assert {t.dtype for t in load_file(tmp_path / "w.safetensors").values()} == {torch.float32}
     record = json.loads((tmp_path / "w.json").read_text())
     assert record["seed"] == 0
-    assert "--set train.steps=300" in record["command"]
+    assert f"--set {settings[0]}" in record["command"]
     words = ["--preset", "small", "--set", "subspace.rank=50"]
     words += ["--set", f"problem.weights={tmp_path / 'w.safetensors'}"]
-    done = serial("refine", "jobs/function_fit.toml", *words, "--out", tmp_path / "run")
+    done = serial("refine", job, *words, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["error"]["before"] == pytest.approx(record["start_error"], rel=1e-3)
     again = shlex.split(record["command"])
-    assert again[:3] == ["lsr-hpc", "train", "jobs/function_fit.toml"]
+    assert again[:3] == ["lsr-hpc", "train", job]
     assert serial(*again[1:], "--out", tmp_path / "again.safetensors").returncode == 0
     assert json.loads((tmp_path / "again.json").read_text())["sha256"] == record["sha256"]
 

@@ -88,6 +88,25 @@ def test_poisson_small(lsr, tmp_path):
     assert_training_residual_never_rises(result)
 
 
+def test_burgers2d_small(lsr, tmp_path):
+    """The front takes a hundredth of the domain; the equation is not linear, so one shot goes only so far."""
+    result = refine(lsr, tmp_path / "run", "jobs/burgers2d.toml", "--preset", "small")
+    assert (result["params"], result["rows"]) == (3_297, 12_600)
+    assert 5e-3 <= result["error"]["before"] <= 2e-2
+    assert result["error"]["after"] <= 1e-3
+    assert result["residual"]["linear"] < result["residual"]["true"] < result["residual"]["before"]
+    assert_training_residual_never_rises(result)
+
+
+def test_burgers_operator_small(lsr, tmp_path):
+    result = refine(lsr, tmp_path / "run", "jobs/burgers_operator.toml", "--preset", "small")
+    assert len(result["instances"]) == 3
+    assert all(i["error"]["after"] <= 0.5 * i["error"]["before"] for i in result["instances"])
+    assert all(i["residual"]["true"] < i["residual"]["before"] for i in result["instances"])
+    assert result["error"]["after"] <= 0.25 * result["error"]["before"]
+    assert_training_residual_never_rises(result)
+
+
 @pytest.mark.slow
 def test_antiderivative_full_size(lsr, tmp_path):
     result = refine(lsr, tmp_path / "run", "jobs/antiderivative.toml")
