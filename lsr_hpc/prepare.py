@@ -87,9 +87,7 @@ class PreparedProblem:
             local = build(self.representation, model, rows, self.structures, self.plan, self.free)
             return DistributedJacobian(self.comm, local, self.plan.columns_per_chunk)
 
-        return replace(
-            self, model=model, jacobian=linearised(self.fit), held_jacobian=linearised(self.held)
-        )
+        return replace(self, model=model, jacobian=linearised(self.fit), held_jacobian=linearised(self.held))
 
     @property
     def n_rows(self) -> int:

@@ -1,7 +1,7 @@
 """Alignment of the network: minimise ||f(theta)||^2 of an alignment problem from where the network is.
 
-Data-parallel over the ranks of the refinement, in float64 unless asked otherwise, and the same in every run on
-the same number of ranks.
+Data-parallel over the ranks of the refinement, in float64 unless asked otherwise, and the same in every run
+on the same number of ranks.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class Alignment(Protocol):
 
     def snapshot(self) -> Snapshot:
         """What an interrupted alignment goes on from."""
+
+    def carried(self) -> Snapshot:
+        """What the alignment of the next round may take over."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def align(
         loss_before=loss_before,
         loss=alignment.loss if is_better else loss_before,
         steps=alignment.steps,
-        carried=alignment.snapshot() if settings.optimizer == "tangent" else Snapshot(),
+        carried=alignment.carried(),
     )
 
 

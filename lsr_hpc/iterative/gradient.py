@@ -82,7 +82,9 @@ class GradientAlignment:
             self._optimiser.state[self._flat] = _optimiser_state(saved, self._flat.detach())
         self.loss = self._exact_loss()
         if not np.isfinite(self.loss):
-            raise AccuracyError("the residual of the alignment is NaN or Inf at its start", on_every_rank=True)
+            raise AccuracyError(
+                "the residual of the alignment is NaN or Inf at its start", on_every_rank=True
+            )
 
     def _make_optimiser(self) -> torch.optim.Optimizer:
         s = self._settings
@@ -104,6 +106,10 @@ class GradientAlignment:
         return Snapshot(
             {"gradient.theta": self.theta, **arrays}, {"gradient": {"steps": self.steps, "state": values}}
         )
+
+    def carried(self) -> Snapshot:
+        """Nothing: every round's optimiser begins anew, as published."""
+        return Snapshot()
 
     def step(self) -> bool:
         """Take some optimiser steps.

@@ -55,7 +55,9 @@ def alignment_problem(
         targets = _TargetValues(model.refined_field(step), points, model.device)
         if settings.objective == "targets":
             blocks = [
-                ResidualBlock(name="targets", residual=_misfit, points=points, data=(targets,), hold_out=False)
+                ResidualBlock(
+                    name="targets", residual=_misfit, points=points, data=(targets,), hold_out=False
+                )
             ]
         else:
             blocks[blocks.index(largest)] = _proximal(largest, targets, settings.pseudo_time)
@@ -106,8 +108,8 @@ def _check_points(model: FunctionalModel, points: RowSource) -> None:
             shape = tuple(model.field()(x.to(model.device)).shape)
     except Exception as error:
         raise JobError(
-            f"the network cannot be evaluated at the alignment points, shape {tuple(x.shape)} for two of them "
-            f"({type(error).__name__}: {error}): give Problem.alignment_points that are inputs of the "
+            f"the network cannot be evaluated at the alignment points, shape {tuple(x.shape)} for two "
+            f"of them ({type(error).__name__}: {error}): give Problem.alignment_points that are inputs of the "
             'network, or set iterate.objective = "residual"'
         ) from error
     if len(shape) != 2 or shape[0] != len(x):

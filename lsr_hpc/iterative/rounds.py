@@ -1,39 +1,49 @@
 """Iterative LSR: rounds of refinement and alignment (arXiv:2601.13989, first version), distributed.
 
-    1. resample     new points of the residual, if the problem can
-    2. refine       one-shot LSR at theta_i: predictor u* = u(theta_i) + [du/dtheta] delta_i
-    3. targets      what the network is to become: the loss's own minimum, or the values of u*
-    4. align        theta_i -> theta_{i+1} by supervised or residual descent, on the same ranks
-    5. accept       theta_{i+1} if the alignment's loss fell; the best predictor and network are kept
-    6. stop         after the last round, on time, on target, or when nothing improves any more
+1. resample     new points of the residual, if the problem can
+2. refine       one-shot LSR at theta_i: predictor u* = u(theta_i) + [du/dtheta] delta_i
+3. targets      what the network is to become: the loss's own minimum, or the values of u*
+4. align        theta_i -> theta_{i+1} by supervised or residual descent, on the same ranks
+5. accept       theta_{i+1} if the alignment's loss fell; the best predictor and network are kept
+6. stop         after the last round, on time, on target, or when nothing improves any more
 """
 
 # Legend: P parameters; theta_i network at the start of round i, delta_i its refined predictor's correction.
 
 from __future__ import annotations
 
+import copy
+import math
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lsr_hpc.certify import field_error, field_residual
+from lsr_hpc.certify import field_error
+from lsr_hpc.comm import agree, all_sum
+from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.iterative.align import Aligned, align
 from lsr_hpc.iterative.objective import alignment_problem
-from lsr_hpc.iterative.state import Best, IterateState, RoundRecord
+from lsr_hpc.iterative.state import (
+    BestNetwork,
+    BestPredictor,
+    IterateState,
+    RoundRecord,
+    cut_snapshot,
+    restored_cut,
+)
 from lsr_hpc.iterative.stopping import why_stop
+from lsr_hpc.params import ParameterLayout
 from lsr_hpc.phases import Phases
-from lsr_hpc.prepare import PreparedProblem, prepare, with_rank
+from lsr_hpc.prepare import prepare, with_rank
 from lsr_hpc.problem import Problem
 from lsr_hpc.refine import refine_prepared
-from lsr_hpc.result import RefineResult
-from lsr_hpc.settings import IterateSettings, RefineSettings
-from lsr_hpc.snapshot import Boundary, MemoryState, SavedState, Snapshot, no_boundary
-from lsr_hpc.subspace.basis import Basis
+from lsr_hpc.settings import HeldOutSettings, IterateSettings, RefineSettings, SubspaceSettings
+from lsr_hpc.snapshot import Boundary, Cut, MemoryState, SavedState, Snapshot, no_boundary
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -106,33 +116,195 @@ def next_round(
 
     Collective: all ranks.
     """
-    started = time.monotonic() - _seconds(saved)
+    started = time.monotonic() - (0.0 if saved is None else saved.values["seconds"])
     here = _round_problem(problem, options, state)
 
-    def interrupted(own: Snapshot, phase: str) -> Snapshot:
-        seconds = comm.bcast(time.monotonic() - started, root=0)
-        return state.snapshot().merged(own).merged(Snapshot({}, {"phase": phase, "seconds": seconds}))
+    def inside(phase: str, own: Snapshot) -> Snapshot:
+        # The first rank's clock is what is kept.
+        values = {"phase": phase, "seconds": time.monotonic() - started}
+        return state.snapshot().merged(own).merged(Snapshot({}, values))
 
     if saved is None or saved.values["phase"] == "refine":
-        rank = options.rank_of(state.round, settings.subspace.rank)
-        result, basis = _refine(here, comm, with_rank(settings, rank), options, state, interrupted, boundary, saved)
-        refined = _Refined.of(result)
-        warm = _leading(basis, options, rank)
+        refined = _refine(
+            here,
+            comm,
+            with_rank(settings, options.rank_of(state.round, settings.subspace.rank)),
+            options,
+            state,
+            lambda part: boundary(lambda: inside("refine", part())),
+            saved,
+        )
         saved = None
     else:
-        refined = _Refined.from_saved(saved)
-        warm = _saved_warm(saved)
-
-    # Steps 3 and 4.
-    model = FunctionalModel(here.model)
-    aim = alignment_problem(here, model, refined.delta, options)
+        refined = _Refined.restored(saved, comm)
     aligned = align(
-        aim,
+        alignment_problem(here, FunctionalModel(here.model), refined.delta, options),
         comm,
         settings,
         options,
-        lambda snapshot: boundary(lambda: interrupted(snapshot().merged(refined.snapshot()), "align")),
-        carried=state.carried,
+        lambda part: boundary(lambda: inside("align", refined.snapshot().merged(part()))),
+        carried=MemoryState(state.carried),
         saved=saved,
     )
-    return _finish_round(here, comm, settings, options, state, refined, aligned, time.monotonic() - started)
+    residual, error = _network_figures(with_parameters(here, aligned.theta), comm, settings)
+    seconds = comm.bcast(time.monotonic() - started, root=0)
+    return _next_state(state, options, refined, aligned, residual, error, seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refined:
+    """What a round keeps of its refinement; ``figures`` are fields of :class:`RoundRecord`."""
+
+    delta: Array
+    figures: dict[str, Any]
+    warm: Cut | None
+
+    def snapshot(self) -> Snapshot:
+        own = Snapshot({"refined.delta": self.delta}, {"refined": self.figures})
+        return own.merged(cut_snapshot("next_warm", self.warm))
+
+    @classmethod
+    def restored(cls, saved: SavedState, comm: MPI.Comm) -> _Refined:
+        return cls(
+            delta=saved.whole("refined.delta"),
+            figures=dict(saved.values["refined"]),
+            warm=restored_cut(saved, "next_warm", comm),
+        )
+
+
+def _refine(
+    problem: Problem,
+    comm: MPI.Comm,
+    settings: RefineSettings,
+    options: IterateSettings,
+    state: IterateState,
+    boundary: Boundary,
+    saved: SavedState | None,
+) -> _Refined:
+    """Step 2."""
+    phases = Phases()
+    with phases("prepare"):
+        prepared = prepare(problem, comm, settings)
+    given = None if state.warm is None else state.warm.local[: settings.subspace.rank // 2]
+    result, basis = refine_prepared(prepared, phases, given=given, boundary=boundary, saved=saved)
+    warm = None
+    if basis is not None and options.warm_share > 0:
+        lo, _ = prepared.jacobian.my_parameters
+        leading = basis.v_local[: round(options.warm_share * basis.rank)]
+        warm = Cut(leading, lo, prepared.jacobian.local.n_parameters)
+    used = next(entry for entry in result.scan if entry["rank"] == result.rank) if result.rank else None
+    return _Refined(
+        delta=result.delta,
+        figures={
+            "rank": result.rank,
+            "network_error_before": result.error_before,
+            "network_residual_before": result.residual_before,
+            "predictor_error": result.error_after,
+            "predictor_residual": result.residual_true,
+            "held_out": None if used is None else used["held_out"],
+            "refine_seconds": result.seconds["total"],
+            "advice": list(result.advice),
+        },
+        warm=warm,
+    )
+
+
+def _network_figures(
+    problem: Problem, comm: MPI.Comm, settings: RefineSettings
+) -> tuple[float, float | None]:
+    """Square root of the loss over all rows, and error, of the problem's network."""
+    plain = replace(
+        settings,
+        held_out=HeldOutSettings(fraction=0.0),
+        subspace=SubspaceSettings(rank=1),
+        compute=replace(settings.compute, jacobian="matrix_free"),
+    )
+    prepared = prepare(problem, comm, plain)
+    own = agree(comm, lambda: float(prepared.fit.residual(prepared.model.field()).square().sum()))
+    residual = math.sqrt(float(all_sum(comm, np.array([own]))[0]))
+    if problem.evaluation is None:
+        return residual, None
+    return residual, field_error(prepared, problem.evaluation, prepared.model.field())
+
+
+def _next_state(
+    state: IterateState,
+    options: IterateSettings,
+    refined: _Refined,
+    aligned: Aligned,
+    residual: float,
+    error: float | None,
+    seconds: float,
+) -> IterateState:
+    """Steps 5 and 6."""
+    record = RoundRecord(
+        round=state.round,
+        **refined.figures,
+        alignment_before=math.sqrt(aligned.loss_before),
+        alignment_after=math.sqrt(aligned.loss),
+        steps=aligned.steps,
+        is_accepted=aligned.loss < aligned.loss_before,
+        network_error=error,
+        network_residual=residual,
+        seconds=seconds,
+    )
+    predictor = state.predictor
+    score = max(record.predictor_residual, record.held_out or 0.0)
+    if predictor is None or score < predictor.score:
+        predictor = BestPredictor(
+            theta=state.theta,
+            delta=refined.delta,
+            round=state.round,
+            score=score,
+            error=record.predictor_error,
+            residual=record.predictor_residual,
+        )
+    network = state.network or BestNetwork(
+        theta=state.theta,
+        round=-1,
+        residual=record.network_residual_before,
+        error=record.network_error_before,
+    )
+    if residual < network.residual:
+        network = BestNetwork(theta=aligned.theta, round=state.round, residual=residual, error=error)
+    after = IterateState(
+        round=state.round + 1,
+        theta=aligned.theta,
+        predictor=predictor,
+        network=network,
+        records=(*state.records, record),
+        carried=aligned.carried,
+        warm=refined.warm,
+    )
+    return replace(after, finished=why_stop(after, options))
+
+
+def _round_problem(problem: Problem, options: IterateSettings, state: IterateState) -> Problem:
+    """Step 1, and the network as it is now."""
+    if options.resample and state.round > 0:
+        if problem.resample is None:
+            raise JobError(
+                f"problem {problem.name!r} has fixed points: set iterate.resample = false, or give "
+                "Problem.resample"
+            )
+        problem = replace(problem, blocks=problem.resample(state.round))
+    return with_parameters(problem, state.theta)
+
+
+def with_parameters(problem: Problem, theta: Array) -> Problem:
+    """The problem with another state of its network.
+
+    Args:
+        problem: The problem.
+        theta: Parameters, shape (P,).
+
+    Returns:
+        The problem with a float64 copy of the network in that state.
+    """
+    model = copy.deepcopy(problem.model).double()
+    tensors = ParameterLayout.of(model).unflatten(torch.from_numpy(theta))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in tensors:
+                parameter.copy_(tensors[name])
+    return replace(problem, model=model)

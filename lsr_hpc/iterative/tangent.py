@@ -6,9 +6,10 @@
     a = V c',      min_c' ||f''/2 + J V c'||^2 + mu ||c'||^2          geodesic acceleration
     theta <- theta + d + a                                            if ||f|| falls, else mu grows
 
-The singular values of J V answer every mu and both right-hand sides, so that a step costs one Krylov space and
-a few evaluations of f. Sources: Levenberg 1944, Marquardt 1963; geodesic acceleration, Transtrum and Sethna
-2012 (arXiv:1201.5885); momentum kept in the null space of the damped step, Goldshlager et al. 2024 (SPRING).
+The singular values of J V answer every mu and both right-hand sides, so that a step costs one Krylov space
+and a few evaluations of f. Sources: Levenberg 1944, Marquardt 1963; geodesic acceleration, Transtrum and
+Sethna 2012 (arXiv:1201.5885); momentum kept in the null space of the damped step, Goldshlager et al. 2024
+(SPRING).
 """
 
 # Legend: N rows, P parameters, k directions; theta parameters, f residual of the alignment, J its Jacobian;
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from lsr_hpc.rows import FitAndHeld
 from lsr_hpc.settings import IterateSettings
 from lsr_hpc.snapshot import SavedState, Snapshot
 from lsr_hpc.subspace.krylov import krylov_basis
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
 
 __all__ = ["TangentAlignment"]
 
@@ -98,18 +95,24 @@ class TangentAlignment:
             self._last_step = saved.whole("tangent.last_step")
         if theta is None:
             assert saved is not None
-            assert kept is not None
-            theta, self.steps = saved.whole("tangent.theta"), kept["steps"]
+            theta, self.steps = saved.whole("tangent.theta"), saved.values["tangent.steps"]
         self.theta: Array = theta
         self._residual, self.loss = self._evaluate(theta)
         if not np.isfinite(self.loss):
-            raise AccuracyError("the residual of the alignment is NaN or Inf at its start", on_every_rank=True)
+            raise AccuracyError(
+                "the residual of the alignment is NaN or Inf at its start", on_every_rank=True
+            )
 
     def snapshot(self) -> Snapshot:
         """What an interrupted alignment goes on from."""
+        own = Snapshot({"tangent.theta": self.theta}, {"tangent.steps": self.steps})
+        return own.merged(self.carried())
+
+    def carried(self) -> Snapshot:
+        """What the alignment of the next round may take over."""
         return Snapshot(
-            {"tangent.theta": self.theta, "tangent.last_step": self._last_step},
-            {"tangent": {"damping": self._damping, "rank": self._rank, "steps": self.steps}},
+            {"tangent.last_step": self._last_step},
+            {"tangent": {"damping": self._damping, "rank": self._rank}},
         )
 
     def step(self) -> bool:
@@ -190,11 +193,11 @@ class TangentAlignment:
         c = self._damped(tangent, tangent.shifted, damping)
         step = tangent.start + self._in_parameters(tangent, c)
         along_step = tangent.along_start + c @ tangent.image
-        (predicted,) = self._sums((self._residual + along_step) ** 2)
+        predicted = self._sum_of_squares(self._residual + along_step)
         if self._settings.acceleration:
             nearby, _ = self._evaluate(self.theta + _STENCIL * step)
             curvature = (2 / _STENCIL) * ((nearby - self._residual) / _STENCIL - along_step)
-            if not np.isfinite(self._sums(curvature**2)[0]):
+            if not np.isfinite(self._sum_of_squares(curvature)):
                 return None
             bend = self._in_parameters(tangent, self._damped(tangent, 0.5 * curvature, damping))
             if 2 * float(np.linalg.norm(bend)) > _LARGEST_BEND * float(np.linalg.norm(step)):
@@ -202,7 +205,7 @@ class TangentAlignment:
             step = step + bend
         theta = self.theta + step
         residual, loss = self._evaluate(theta)
-        return _Trial(theta, residual, loss, float(predicted))
+        return _Trial(theta, residual, loss, predicted)
 
     def _damped(self, tangent: _TangentSpace, rhs: Array, damping: float) -> Array:
         """``argmin ||rhs + J V c||^2 + mu ||c||^2`` from the singular values and vectors of J V."""
@@ -225,12 +228,11 @@ class TangentAlignment:
         prepared = self._prepared
         field = prepared.model.field(torch.from_numpy(theta).to(prepared.model.device))
         residual = agree(prepared.comm, lambda: prepared.fit.residual(field).cpu().numpy())
-        with np.errstate(over="ignore"):
-            (loss,) = self._sums(residual**2)
-        return residual, float(loss)
+        return residual, self._sum_of_squares(residual)
 
-    def _sums(self, values: Array) -> Array:
-        return all_sum(self._prepared.comm, np.array([values.sum()]))
+    def _sum_of_squares(self, rows: Array) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float(all_sum(self._prepared.comm, np.array([rows @ rows]))[0])
 
 
 @dataclass(frozen=True)
