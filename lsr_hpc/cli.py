@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         "Refine in rounds under a controller that starts the MPI ranks itself, and goes on after any stop.",
         "lsr-hpc run jobs/antiderivative.toml --ranks 2 --out runs/anti-rounds",
         "Not to be started by mpiexec. Typed again with the same job, it goes on where it was.\n"
-        "Ctrl-C, SIGTERM or SIGUSR1 stop it in good order (exit code 75), a second one at once.",
+        "Ctrl-C, SIGTERM and SIGUSR1 stop it in good order (exit code 75), a second Ctrl-C or SIGTERM at "
+        "once.",
     )
     _add_job_arguments(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the job)")

@@ -93,10 +93,11 @@ def advance(run_id: str, instance: int, number: int, previous: Outcome) -> Outco
     control = ACTIVE[run_id]
     try:
         return _do_step(control, instance, number, previous)
+    except OSError as error:
+        return _failed(control, previous, f"no step can be started: {error}", int(ExitCode.ENVIRONMENT))
     except Exception as error:
         log.exception("instance %d: the step could not be started or waited for", instance)
-        code = ExitCode.ENVIRONMENT if isinstance(error, OSError) else ExitCode.CRASH
-        return _failed(control, previous, f"{type(error).__name__}: {error}", int(code))
+        return _failed(control, previous, f"{type(error).__name__}: {error}", int(ExitCode.CRASH))
 
 
 def _do_step(control: Control, instance: int, number: int, previous: Outcome) -> Outcome:
@@ -116,7 +117,7 @@ def _do_step(control: Control, instance: int, number: int, previous: Outcome) ->
             control.settings.silence_seconds,
         )
         wall_s = round(time.monotonic() - started, 3)
-        where = f"instance {instance} round {round_} attempt {spec.attempt}"
+        where = f"round {round_} attempt {spec.attempt}"
         event = {"instance": instance, "round": round_, "attempt": spec.attempt, "wall_s": wall_s}
         if isinstance(outcome, StepResult):
             control.journal.write(
@@ -124,7 +125,7 @@ def _do_step(control: Control, instance: int, number: int, previous: Outcome) ->
             )
             return _after(control, where, number, previous, outcome)
         control.journal.write("step", **event, status="ended from outside", message=outcome.message)
-        log.warning("%s: %s", where, outcome.message)
+        log.warning("instance %d %s: %s", instance, where, outcome.message)
     if control.stop.is_set:
         return replace(previous, state="stopped")
     return _failed(
@@ -160,14 +161,12 @@ def _after(control: Control, where: str, number: int, previous: Outcome, result:
         return _failed(control, previous, f"{where}: {result.message}", result.exit_code)
     if result.status == "yielded":
         # Nobody asked here, so somebody told the ranks: they are to leave the machine, and so is the run.
-        log.info("%s yielded", where)
         control.stop.ask()
         return Outcome(number=number, state="stopped", result=result)
     return Outcome(number=number, state="finished" if result.is_finished else "going", result=result)
 
 
 def _failed(control: Control, previous: Outcome, message: str, exit_code: int) -> Outcome:
-    log.error("%s", message)
     if exit_code == ExitCode.ENVIRONMENT:
         # A full disk or a broken installation meets the other instances too.
         control.stop.ask()

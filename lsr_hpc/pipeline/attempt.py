@@ -83,15 +83,19 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM, SIGINT and SIGUSR1 for the wish to stop; the second time for one without patience.
+        """Take SIGUSR1, SIGTERM and SIGINT for the wish to stop; SIGTERM and SIGINT again for an urgent one.
 
         Yields:
             Nothing.
         """
+        seen: list[int] = []
 
         def on_signal(number: int, frame: FrameType | None) -> None:
-            self.is_urgent = self.is_set
             self.ask()
+            # USR1 comes in company, of the file STOP or of a batch script, and is never meant to be rude.
+            if number != signal.SIGUSR1:
+                seen.append(number)
+                self.is_urgent = len(seen) > 1
 
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
         before = [(number, signal.signal(number, on_signal)) for number in numbers]

@@ -190,7 +190,8 @@ class Controller:
         self._extend(chain)
         self._begin_chains()
         if chain.outcome != before:
-            log.info("%s", _in_words(chain.instance, chain.outcome))
+            level = logging.ERROR if chain.outcome.state == "failed" else logging.INFO
+            log.log(level, "%s", _in_words(chain.instance, chain.outcome))
 
     def _take_light(self, future: Future[dict[str, Any]]) -> None:
         task = self._light.pop(future)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ import pytest
 
 from lsr_hpc.errors import JobError
 from lsr_hpc.job import load_job
+from lsr_hpc.pipeline.attempt import StopRequest
 from lsr_hpc.pipeline.journal import Journal, read_events
 from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.lock import ControllerLock, Holder, read_holder
@@ -201,6 +203,31 @@ def test_a_lock_from_another_machine_counts_while_it_is_touched(tmp_path):
     os.utime(path, (old, old))
     with ControllerLock(path):
         assert read_holder(path).is_here
+
+
+# --- the wish to stop ---------------------------------------------------------------------------------
+
+
+def test_only_a_repeated_term_or_interrupt_is_urgent():
+    stop = StopRequest(patience_s=60.0)
+    with stop.listening():
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+            assert (stop.is_set, stop.is_over) == (True, False)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_over
+
+
+def test_patience_ends():
+    stop = StopRequest(patience_s=0.05)
+    assert not stop.is_over
+    stop.ask()
+    asked_at = stop.asked_at
+    assert not stop.is_over
+    time.sleep(0.06)
+    stop.ask()
+    assert stop.asked_at == asked_at
+    assert stop.is_over
 
 
 # --- identity -----------------------------------------------------------------------------------------
