@@ -27,8 +27,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="lsr-hpc",
         description="Linearized Subspace Refinement of trained neural networks on MPI, PETSc and SLEPc.",
         epilog="exit codes: 0 done, 2 wrong input (nothing was written), 70 crash, failed accuracy check or "
-        "damage found by verify, 75 stopped in good order (lsr-hpc resume goes on), 76 broken environment (see "
-        "lsr-hpc doctor) or full disk",
+        "damage found by verify, 75 stopped in good order (lsr-hpc resume goes on), 76 broken environment "
+        "(see lsr-hpc doctor) or full disk",
     )
     parser.add_argument("--version", action="version", version=f"lsr-hpc {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

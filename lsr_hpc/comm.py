@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 __all__ = [
+    "OneProcess",
     "agree",
     "all_sum",
     "even_ranges",
@@ -30,6 +31,24 @@ __all__ = [
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
+
+
+class OneProcess:
+    """What a process without MPI passes where a communicator is asked for: a world of itself.
+
+    Only object messages, as reading checkpoints needs them.
+    """
+
+    rank = 0
+    size = 1
+
+    def allgather(self, value: T) -> list[T]:
+        """The value alone."""
+        return [value]
+
+    def bcast(self, value: T, root: int = 0) -> T:
+        """The value itself."""
+        return value
 
 
 def even_ranges(n: int, n_parts: int) -> list[tuple[int, int]]:

@@ -304,8 +304,8 @@ class RunSettings:
     silence_seconds: float = 3600.0
     host: str = "127.0.0.1"
     body: str = "lsr_hpc.pipeline.step:run_step"
-    after_round: tuple[str, ...] = ()
-    at_end: tuple[str, ...] = ()
+    after_round: tuple[str, ...] = ("lsr_hpc.pipeline.deliver:after_round",)
+    at_end: tuple[str, ...] = ("lsr_hpc.pipeline.deliver:at_end",)
 
     def __post_init__(self) -> None:
         """Check each value and how they go together."""

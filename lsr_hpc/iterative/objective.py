@@ -109,8 +109,8 @@ def _check_points(model: FunctionalModel, points: RowSource) -> None:
     except Exception as error:
         raise JobError(
             f"the network cannot be evaluated at the alignment points, shape {tuple(x.shape)} for two "
-            f"of them ({type(error).__name__}: {error}): give Problem.alignment_points that are inputs of the "
-            'network, or set iterate.objective = "residual"'
+            f"of them ({type(error).__name__}: {error}): give Problem.alignment_points that are inputs of "
+            'the network, or set iterate.objective = "residual"'
         ) from error
     if len(shape) != 2 or shape[0] != len(x):
         raise JobError(f"the network maps {len(x)} alignment points to shape {shape}: (n, C) is needed")

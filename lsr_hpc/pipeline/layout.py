@@ -123,6 +123,32 @@ class RunLayout:
         return self.root / "logs" / "controller.log"
 
     @property
+    def predictor(self) -> Path:
+        """Best refined predictors, written at the end."""
+        return self.root / "predictor"
+
+    @property
+    def network(self) -> Path:
+        """Best networks, written at the end."""
+        return self.root / "network"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures of the rounds, redrawn after each."""
+        return self.root / "figures"
+
+    def checkpoints(self, instance: int) -> Path:
+        """Checkpoints of an instance.
+
+        Args:
+            instance: Number of the instance.
+
+        Returns:
+            The root of its store.
+        """
+        return self.root / "checkpoints" / f"instance-{instance:04d}"
+
+    @property
     def steps(self) -> Path:
         """Steps of all instances."""
         return self.root / "steps"

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lsr_hpc.checkpoint.manifest import CheckpointId
 from lsr_hpc.errors import JobError
 from lsr_hpc.publish import publish_file
 from lsr_hpc.store import read_manifest, write_manifest
@@ -31,19 +32,6 @@ _SCHEMA = 1
 # done: rounds were finished; yielded: asked to stop, what was reached is in the checkpoint; diverged: the
 # stop rule gave the instance up, its best checkpoint stays; failed: an error that all ranks know.
 Status = Literal["done", "yielded", "diverged", "failed"]
-
-
-@dataclass(frozen=True)
-class CheckpointId:
-    """A checkpoint by name and content.
-
-    Attributes:
-        name: Name of its directory, such as ``round-0007``.
-        sha256: Digest of its manifest.
-    """
-
-    name: str
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
