@@ -58,6 +58,7 @@ def certify(
     basis: Basis | None,
     checks: dict[str, float],
     phases: Phases,
+    scan_errors: bool = True,
 ) -> RefineResult:
     """Measure the solution and put the result together.
 
@@ -68,6 +69,7 @@ def certify(
         basis: Directions, or None for the full space.
         checks: Checks made so far.
         phases: Clock of the refinement.
+        scan_errors: Whether to evaluate every scanned rank on the evaluation data.
 
     Returns:
         The result, equal on all ranks.
@@ -81,7 +83,7 @@ def certify(
     checks = {**checks, **_gradients(prepared, solution, r0)}
     advice = [*solution.advice, *_advice(solution, residual_true)]
     to_loss = _to_loss(prepared, solution)
-    errors = _relative_errors(prepared, solution)
+    errors = _relative_errors(prepared, solution, scan_errors)
     seconds = {
         **phases.seconds,
         "products": prepared.jacobian.counter.seconds + prepared.held_jacobian.counter.seconds,
@@ -186,12 +188,13 @@ def _counts(prepared: PreparedProblem) -> dict[str, int]:
     }
 
 
-def _relative_errors(prepared: PreparedProblem, solution: Solution) -> list[float | None]:
+def _relative_errors(prepared: PreparedProblem, solution: Solution, scan_errors: bool) -> list[float | None]:
     """Relative L2 errors on the evaluation data: of every scanned rank, and last of the final predictor.
 
     Args:
         prepared: The prepared problem.
         solution: The solution with its scan.
+        scan_errors: Whether to evaluate every scanned rank, not the start alone.
 
     Returns:
         One figure per scan entry and one more; None without evaluation data.
@@ -203,7 +206,10 @@ def _relative_errors(prepared: PreparedProblem, solution: Solution) -> list[floa
         return [None] * (len(solution.scan) + 1)
     # One correction at a time: a network's worth of numbers each.
     errors: list[float | None] = [
-        _relative_error(prepared, evaluation, solution.delta_of(entry)) for entry in solution.scan
+        _relative_error(prepared, evaluation, solution.delta_of(entry))
+        if scan_errors or entry.rank == 0
+        else None
+        for entry in solution.scan
     ]
     return [*errors, _relative_error(prepared, evaluation, solution.delta)]
 

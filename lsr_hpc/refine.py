@@ -87,6 +87,7 @@ def refine_prepared(
     given: Array | None = None,
     boundary: Boundary = no_boundary,
     saved: SavedState | None = None,
+    scan_errors: bool = True,
 ) -> tuple[RefineResult, Basis | None]:
     """Refine a prepared problem, in a way that can be interrupted between two blocks of a Krylov basis.
 
@@ -96,6 +97,7 @@ def refine_prepared(
         given: Directions for a Krylov basis to start from, (g, P_local) with g < rank, nearly orthonormal.
         boundary: Called where the work may be interrupted.
         saved: State from a boundary of an interrupted call with the same arguments, to go on from.
+        scan_errors: Whether every scanned rank is evaluated on the evaluation data, not the chosen one alone.
 
     Returns:
         The result, and the basis; None for the full space.
@@ -129,7 +131,7 @@ def refine_prepared(
     # Step 7: the refined predictor is theta0 with delta; measure what it keeps of its promises.
     with phases("check"):
         checks = check_basis(prepared, basis, av) if basis is not None else {}
-        return certify(prepared, solution, r0, basis, checks, phases), basis
+        return certify(prepared, solution, r0, basis, checks, phases, scan_errors), basis
 
 
 def start_residual(prepared: PreparedProblem) -> FitAndHeld:
