@@ -15,6 +15,7 @@ _SUMMARIES = {
     "subspace": "captured energy against seconds of every way to a basis",
     "products": "rates of J V and J^T U against the dgemm rate",
     "scaling": "strong and weak scaling over MPI ranks, bytes and messages",
+    "iterative": "rounds of refinement and alignment against continued training at equal seconds",
     "memory": "a Jacobian ten times larger than the memory budget",
 }
 

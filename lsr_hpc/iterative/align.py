@@ -100,7 +100,7 @@ def align(
         held_out=HeldOutSettings(fraction=0.0),
         subspace=replace(refine_settings.subspace, basis="krylov", rank=1, width=None, adaptive=False),
     )
-    prepared = prepare(problem, comm, _with_largest_rank(at_once, settings))
+    prepared = prepare(problem, comm, _with_largest_rank(at_once, settings), lower_rank=True)
     theta0 = prepared.model.theta0.cpu().numpy()
     kind = TangentAlignment if settings.optimizer == "tangent" else GradientAlignment
     alignment: Alignment = (

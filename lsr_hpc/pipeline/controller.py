@@ -220,8 +220,9 @@ def _in_words(instance: int, outcome: Outcome) -> str:
         return f"instance {instance} failed: {outcome.message}"
     if outcome.state == "stopped" or result is None:
         return f"instance {instance} stopped"
-    error, before = result.metrics.get("error"), result.metrics.get("error_before")
-    figures = f": error {before:.3e} -> {error:.3e}" if error is not None and before is not None else ""
+    named = {"start": "error_before", "network": "network_error", "predictor": "error"}
+    errors = [f"{n} {v:.2e}" for n, key in named.items() if (v := result.metrics.get(key)) is not None]
+    figures = ": error of " + ", ".join(errors) if errors else ""
     why = f"; finished: {result.why}" if result.is_finished else ""
     return f"instance {instance} round {result.round} {result.status}{figures}{why}"
 

@@ -250,6 +250,8 @@ def _finish(controller: Controller, path: Path, content: dict[str, Any], outcome
         if returned is None:
             return ExitCode.RESUME
         content |= returned
+        if "recommendation" in returned:
+            log.info("%s", returned["recommendation"])
     except LsrError as error:
         content |= {"status": "failed", "message": str(error)}
         code = code or error.exit_code
