@@ -32,7 +32,8 @@ class Runs:
 
     def job(self, body: str, *, instances: int = 1, **settings: object) -> Path:
         """A job file."""
-        values = {"ranks": 2, "body": f"tests.pipeline.bodies:{body}"} | settings
+        toy = {"ranks": 2, "body": f"tests.pipeline.bodies:{body}", "after_round": [], "at_end": []}
+        values = toy | settings
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         path = self.home / "job.toml"
         path.write_text(
