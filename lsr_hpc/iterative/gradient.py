@@ -81,7 +81,8 @@ class GradientAlignment:
         self.theta: Array = theta
         self._model = prepared.model.in_precision(self._dtype)
         self._rows = prepared.fit.in_precision(self._dtype)
-        self._flat = torch.from_numpy(theta).to(prepared.model.device, self._dtype).requires_grad_()
+        # A copy: the optimiser writes into it.
+        self._flat = torch.tensor(theta, device=prepared.model.device, dtype=self._dtype, requires_grad=True)
         self._optimiser = self._make_optimiser()
         if is_resumed and saved is not None and prepared.comm.rank == 0:
             self._optimiser.state[self._flat] = _optimiser_state(saved, self._flat.detach())
