@@ -67,28 +67,43 @@ def fitted_in_the_plane() -> Problem:
     return _fitted(network((2, 5, 5, 1)), x, 0.03)
 
 
-def bratu(n: int = 120) -> Problem:
-    """u'' + u^2 / 2 = s with boundary values: nonlinear, two blocks of very different cost and weight."""
-    x = torch.linspace(0, math.pi, n, dtype=torch.float64)[:, None]
-
-    def equation(u: Any, x: Tensor, s: Tensor) -> Tensor:
-        return second_along(u, x) + u(x) ** 2 / 2 - s
+def _of_sine(name: str, equation: Callable[..., Tensor], source: Callable[[Tensor], Tensor]) -> Problem:
+    """An equation that the sine solves, with boundary values: blocks of very different size and weight."""
+    x = torch.linspace(0, math.pi, 60, dtype=torch.float64)[:, None]
 
     def blocks(round_: int) -> list[ResidualBlock]:
-        moved = x if round_ == 0 else x + 0.01 * round_ * torch.sin(2 * x)
-        forcing = -torch.sin(moved) + torch.sin(moved) ** 2 / 2
+        moved = x + 0.01 * round_ * torch.sin(2 * x)
         return [
-            ResidualBlock(name="equation", residual=equation, points=moved, data=(forcing,)),
+            ResidualBlock(name="equation", residual=equation, points=moved, data=(source(moved),)),
             ResidualBlock(name="boundary", residual=lambda u, x: u(x), points=x[[0, -1]], weight=10.0),
         ]
 
     return Problem(
-        name="bratu",
+        name=name,
         model=network((1, 8, 8, 1)),
         blocks=blocks(0),
         evaluation=Evaluation(inputs=(x,), reference=torch.sin(x)),
         resample=blocks,
     )
+
+
+def bratu() -> Problem:
+    """u'' + u^2 / 2 = s."""
+    return _of_sine(
+        "bratu",
+        lambda u, x, s: second_along(u, x) + u(x) ** 2 / 2 - s,
+        lambda x: -torch.sin(x) + torch.sin(x) ** 2 / 2,
+    )
+
+
+def cubic() -> Problem:
+    """u + u^3 / 2 = s: as nonlinear, and cheap."""
+
+    def equation(u: Any, x: Tensor, s: Tensor) -> Tensor:
+        value = u(x)
+        return value + value**3 / 2 - s
+
+    return _of_sine("cubic", equation, lambda x: torch.sin(x) + torch.sin(x) ** 3 / 2)
 
 
 def wide() -> Problem:
@@ -117,7 +132,7 @@ def noise() -> Problem:
 
 def refinement(rank: int = 12, fraction: float = 0.2, **changes: Any) -> RefineSettings:
     solver = SolverSettings(**changes.pop("solver", {}))
-    jacobian = changes.pop("jacobian", "auto")
+    jacobian = changes.pop("jacobian", "explicit")
     return RefineSettings(
         subspace=SubspaceSettings(rank=rank, **changes),
         solver=solver,

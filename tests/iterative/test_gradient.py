@@ -21,7 +21,7 @@ from lsr_hpc.prepare import PreparedProblem, prepare
 from lsr_hpc.problem import Problem
 from lsr_hpc.settings import IterateSettings
 from lsr_hpc.snapshot import MemoryState, SavedState, Snapshot, no_boundary
-from tests.iterative.problems import bratu, fitted, loss, refinement, stacked, start_of
+from tests.iterative.problems import bratu, cubic, fitted, loss, refinement, stacked, start_of
 
 Array = NDArray[np.float64]
 LBFGS = IterateSettings(optimizer="lbfgs", steps=25, history=7)
@@ -65,7 +65,7 @@ def test_loss_and_gradient_are_those_of_the_full_batch(build: Any, comm_self: An
     np.testing.assert_allclose(gradient, at.grad.numpy(), rtol=0, atol=1e-13 * float(at.grad.norm()))
 
 
-@pytest.mark.parametrize("build", [fitted, bratu])
+@pytest.mark.parametrize("build", [fitted, cubic])
 def test_lbfgs_in_pieces_is_that_of_torch_in_the_same_pieces(build: Any, comm_self: Any) -> None:
     problem = build()
     aligned = align(problem, comm_self, refinement(), LBFGS, no_boundary)
@@ -91,7 +91,7 @@ def test_lbfgs_in_pieces_is_that_of_torch_in_the_same_pieces(build: Any, comm_se
 
 
 def test_adam_is_that_of_torch(comm_self: Any) -> None:
-    problem = bratu(40)
+    problem = cubic()
     aligned = align(problem, comm_self, refinement(), ADAM, no_boundary)
     theta = by_torch(problem, lambda theta: torch.optim.Adam([theta], lr=3e-3), 120)
 
@@ -140,7 +140,7 @@ def test_lbfgs_ends_where_it_gains_no_more(comm_self: Any) -> None:
 
 
 def test_alignment_that_ends_higher_returns_the_start(comm_self: Any) -> None:
-    problem = fitted()
+    problem = fitted(by=0.001)
     aligned = align(problem, comm_self, refinement(), replace(ADAM, learning_rate=3.0), no_boundary)
     np.testing.assert_array_equal(aligned.theta, start_of(problem))
     assert aligned.loss == aligned.loss_before == pytest.approx(loss(problem, start_of(problem)))
@@ -171,7 +171,7 @@ def test_divergence_is_an_error_with_advice(comm_self: Any) -> None:
     with pytest.raises(
         AccuracyError, match=r"diverged after 50 steps: lower iterate\.learning_rate"
     ) as error:
-        align(bratu(), comm_self, refinement(), replace(ADAM, learning_rate=1e200), no_boundary)
+        align(cubic(), comm_self, refinement(), replace(ADAM, learning_rate=1e200), no_boundary)
     assert error.value.on_every_rank
 
 
@@ -207,7 +207,7 @@ def same(one: Aligned, other: Aligned) -> None:
 def test_interrupted_alignment_goes_on_as_if_it_had_not_been(
     settings: IterateSettings, boundaries: int, is_on_disk: bool, comm_self: Any, tmp_path: Path
 ) -> None:
-    problem = fitted() if is_on_disk else bratu(30)
+    problem = fitted() if is_on_disk else cubic()
     store = CheckpointStore(tmp_path / "store", "0" * 64)
 
     def keep(snapshot: Snapshot) -> SavedState:

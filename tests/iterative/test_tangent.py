@@ -21,6 +21,7 @@ from lsr_hpc.snapshot import MemoryState, Snapshot, no_boundary
 from tests.iterative.problems import (
     X,
     bratu,
+    cubic,
     fitted,
     fitted_in_the_plane,
     loss,
@@ -89,7 +90,7 @@ def tangent(**changes: Any) -> IterateSettings:
 
 @pytest.mark.parametrize("is_bent", [True, False])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("build", [fitted, bratu])
+@pytest.mark.parametrize("build", [fitted, cubic])
 def test_steps_are_those_of_a_dense_jacobian(
     build: Any, momentum: float, is_bent: bool, comm_self: Any
 ) -> None:
