@@ -42,7 +42,7 @@ class PreparedProblem:
 
     Attributes:
         problem: What the user handed in.
-        settings: Settings, the oversampling lowered where nothing larger is possible.
+        settings: Settings, oversampling (and rank, where asked for) lowered to what is possible.
         model: Float64 copy of the network.
         free: Coordinates of the free parameters, increasing; None for all.
         fit_rows: Global set of fitted rows.
@@ -113,7 +113,7 @@ class PreparedProblem:
 
 
 def prepare(
-    problem: Problem, comm: MPI.Comm, settings: RefineSettings, *, lower_rank: bool = False
+    problem: Problem, comm: MPI.Comm, settings: RefineSettings, *, may_lower_rank: bool = False
 ) -> PreparedProblem:
     """Check the problem, split its rows and plan the work.
 
@@ -121,7 +121,7 @@ def prepare(
         problem: The user's problem, equal on all ranks.
         comm: Communicator.
         settings: Settings.
-        lower_rank: Whether a rank beyond rows or parameters is lowered; otherwise it is refused.
+        may_lower_rank: Whether a rank above rows or parameters is lowered to them, not refused.
 
     Returns:
         The prepared problem.
@@ -132,7 +132,7 @@ def prepare(
     Collective: agreement on errors, and the largest memory baseline.
     """
     device = choose_device(comm, settings.compute.device)
-    checked = agree(comm, lambda: _check(problem, settings, device, comm.rank, lower_rank))
+    checked = agree(comm, lambda: _check(problem, settings, device, comm.rank, may_lower_rank))
     baseline_bytes = max(comm.allgather(rss_bytes()))
     choice, found, plan = agree(comm, lambda: _plan(checked, comm.size, baseline_bytes))
     model = checked.model
@@ -184,7 +184,7 @@ class _Checked:
 
 
 def _check(
-    problem: Problem, settings: RefineSettings, device: torch.device, mpi_rank: int, lower_rank: bool
+    problem: Problem, settings: RefineSettings, device: torch.device, mpi_rank: int, may_lower_rank: bool
 ) -> _Checked:
     check_problem(problem)
     model = FunctionalModel(problem.model, device)
@@ -211,7 +211,7 @@ def _check(
         if isinstance(structures, NotFactored) and mpi_rank == 0:
             log.warning("J is not factored: %s", structures.reason)
     n_free = model.layout.size if free is None else len(free)
-    fitting = _fitting_sizes(settings, fit, n_free, lower_rank)
+    fitting = _fitting_sizes(settings, fit, n_free, may_lower_rank)
     return _Checked(fitting, model, free, fit, held, structures, why_not)
 
 
@@ -278,25 +278,25 @@ def _warn_untouched(model: FunctionalModel, touched: list[torch.Tensor], mpi_ran
 
 
 def _fitting_sizes(
-    settings: RefineSettings, fit: RowSet, n_parameters: int, lower_rank: bool
+    settings: RefineSettings, fit: RowSet, n_parameters: int, may_lower_rank: bool
 ) -> RefineSettings:
-    """Refuse a rank that cannot be, and lower the oversampling to what rows and parameters leave.
+    """Refuse or lower a rank that cannot be, and lower the oversampling to what rows and parameters leave.
 
     Args:
         settings: The job's settings.
         fit: Fitted rows.
         n_parameters: Number of free parameters.
-        lower_rank: Whether to lower the rank, too.
+        may_lower_rank: Whether to lower it.
 
     Returns:
         The settings to use.
 
     Raises:
-        JobError: If the rank exceeds rows or parameters.
+        JobError: If the rank exceeds rows or parameters and may not be lowered.
     """
     subspace = settings.subspace
     limit = min(fit.n_rows, n_parameters)
-    if lower_rank:
+    if may_lower_rank:
         subspace = replace(subspace, rank=min(subspace.rank, limit))
     if settings.solver.space == "subspace" and subspace.rank > limit:
         raise JobError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gaussian_rows", "held_out_mask", "uniform_rows"]
+__all__ = ["gaussian_rows", "held_out_mask", "stream_of_round", "uniform_rows"]
 
 # Rows drawn from one counter state. Fixed for ever: it is part of what a seed means.
 _BLOCK = 4096
@@ -61,6 +61,19 @@ def uniform_rows(seed: int, stream: int, lo: int, hi: int, columns: int) -> NDAr
         Array of shape (hi - lo, columns), float64.
     """
     return _draw_rows("uniform", seed, stream, lo, hi, columns)
+
+
+def stream_of_round(stream: int, round_: int) -> int:
+    """The stream of one use of a seed in one round.
+
+    Args:
+        stream: Number of the use, below 2**32.
+        round_: Number of the round, 0 <= round < 2**32.
+
+    Returns:
+        A number that no other use and no other round has; in round 0 the stream itself.
+    """
+    return stream + (round_ << 32)
 
 
 def held_out_mask(seed: int, stream: int, n_points: int, fraction: float) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from lsr_hpc.iterative.gradient import GradientAlignment
 from lsr_hpc.iterative.tangent import TangentAlignment
 from lsr_hpc.prepare import prepare
 from lsr_hpc.problem import Problem
-from lsr_hpc.settings import HeldOutSettings, IterateSettings, RefineSettings
+from lsr_hpc.settings import HeldOutSettings, IterateSettings, RefineSettings, SolverSettings
 from lsr_hpc.snapshot import Boundary, SavedState, Snapshot
 
 if TYPE_CHECKING:
@@ -98,9 +98,17 @@ def align(
     at_once = replace(
         refine_settings,
         held_out=HeldOutSettings(fraction=0.0),
-        subspace=replace(refine_settings.subspace, basis="krylov", rank=1, width=None, adaptive=False),
+        solver=SolverSettings(),
+        subspace=replace(
+            refine_settings.subspace,
+            basis="krylov",
+            # Memory is planned for the Krylov spaces of tangent steps; first-order optimisers have none.
+            rank=settings.tangent_rank if settings.optimizer == "tangent" else 1,
+            width=None,
+            adaptive=False,
+        ),
     )
-    prepared = prepare(problem, comm, _with_largest_rank(at_once, settings), lower_rank=True)
+    prepared = prepare(problem, comm, at_once, may_lower_rank=True)
     theta0 = prepared.model.theta0.cpu().numpy()
     kind = TangentAlignment if settings.optimizer == "tangent" else GradientAlignment
     alignment: Alignment = (
@@ -122,10 +130,3 @@ def align(
         steps=alignment.steps,
         carried=alignment.carried(),
     )
-
-
-def _with_largest_rank(settings: RefineSettings, iterate: IterateSettings) -> RefineSettings:
-    """Memory is planned for the Krylov spaces of tangent steps; first-order optimisers have none."""
-    if iterate.optimizer != "tangent":
-        return settings
-    return replace(settings, subspace=replace(settings.subspace, rank=iterate.tangent_rank))

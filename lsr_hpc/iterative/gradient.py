@@ -22,7 +22,7 @@ from lsr_hpc.errors import AccuracyError
 from lsr_hpc.prepare import PreparedProblem
 from lsr_hpc.rows import points_at_once
 from lsr_hpc.settings import IterateSettings
-from lsr_hpc.snapshot import SavedState, Snapshot
+from lsr_hpc.snapshot import Cut, SavedState, Snapshot
 
 __all__ = ["GradientAlignment"]
 
@@ -68,6 +68,11 @@ class GradientAlignment:
         self._prepared = prepared
         self._settings = settings
         self._dtype = torch.float32 if settings.precision == "float32" else torch.float64
+        self._steps_at_once = _ADAM_STEPS if settings.optimizer == "adam" else _LBFGS_STEPS
+        self._is_fixed: NDArray[np.bool_] | None = None
+        if prepared.free is not None:
+            self._is_fixed = np.ones(prepared.model.layout.size, dtype=bool)
+            self._is_fixed[prepared.free.numpy()] = False
         self.steps = 0
         is_resumed = theta is None
         if theta is None:
@@ -76,9 +81,10 @@ class GradientAlignment:
         self.theta: Array = theta
         self._model = prepared.model.in_precision(self._dtype)
         self._rows = prepared.fit.in_precision(self._dtype)
-        self._flat = torch.from_numpy(theta).to(prepared.model.device, self._dtype).requires_grad_()
+        # A copy: the optimiser writes into it.
+        self._flat = torch.tensor(theta, device=prepared.model.device, dtype=self._dtype, requires_grad=True)
         self._optimiser = self._make_optimiser()
-        if is_resumed and saved is not None:
+        if is_resumed and saved is not None and prepared.comm.rank == 0:
             self._optimiser.state[self._flat] = _optimiser_state(saved, self._flat.detach())
         self.loss = self._exact_loss()
         if not np.isfinite(self.loss):
@@ -92,8 +98,7 @@ class GradientAlignment:
             return torch.optim.Adam([self._flat], lr=s.learning_rate)
         return torch.optim.LBFGS(
             [self._flat],
-            max_iter=min(_LBFGS_STEPS, s.steps),
-            max_eval=10 * min(_LBFGS_STEPS, s.steps),
+            max_eval=10 * _LBFGS_STEPS,
             history_size=s.history,
             tolerance_grad=_TOLERANCE_GRADIENT,
             tolerance_change=_TOLERANCE_CHANGE,
@@ -101,10 +106,25 @@ class GradientAlignment:
         )
 
     def snapshot(self) -> Snapshot:
-        """What an interrupted alignment goes on from."""
+        """What an interrupted alignment goes on from; the optimiser's arrays lie on the first rank alone.
+
+        Returns:
+            The snapshot.
+
+        Collective: one broadcast of names and shapes.
+        """
+        comm = self._prepared.comm
         arrays, values = _as_arrays(self._optimiser.state[self._flat])
+        scalars = {name: array for name, array in arrays.items() if array.ndim == 0}
+        shapes = {name: array.shape for name, array in arrays.items() if array.ndim > 0}
+        shapes, scalars, values = comm.bcast((shapes, scalars, values), root=0)
+        cuts = {
+            name: Cut(arrays[name], 0, n) if comm.rank == 0 else Cut(np.empty((*shape, 0)), n, n)
+            for name, (*shape, n) in shapes.items()
+        }
         return Snapshot(
-            {"gradient.theta": self.theta, **arrays}, {"gradient": {"steps": self.steps, "state": values}}
+            {"gradient.theta": self.theta, **scalars, **cuts},
+            {"gradient": {"steps": self.steps, "state": values}},
         )
 
     def carried(self) -> Snapshot:
@@ -124,12 +144,15 @@ class GradientAlignment:
         """
         comm = self._prepared.comm
         before = self.theta
+        n_steps = min(self._steps_at_once, self._settings.steps - self.steps)
         if comm.rank == 0:
-            self._lead()
+            self._lead(n_steps)
         else:
             self._serve()
-        self.theta = comm.bcast(self._flat.detach().double().cpu().numpy().copy(), root=0)
-        self.steps += self._calls() if self._settings.optimizer == "adam" else _LBFGS_STEPS
+        moved: Array = comm.bcast(self._flat.detach().double().cpu().numpy(), root=0)
+        # What is not free keeps its digits whatever the precision.
+        self.theta = moved if self._is_fixed is None else np.where(self._is_fixed, before, moved)
+        self.steps += n_steps
         loss = self._exact_loss()
         if not np.isfinite(loss):
             raise AccuracyError(
@@ -143,18 +166,16 @@ class GradientAlignment:
         self.loss = loss
         return True
 
-    def _lead(self) -> None:
+    def _lead(self, n_steps: int) -> None:
         """Run the optimiser on the first rank; the others serve until they are told that it is done."""
-        for _ in range(self._calls()):
+        if self._settings.optimizer == "lbfgs":
+            self._optimiser.param_groups[0]["max_iter"] = n_steps
             self._optimiser.step(self._closure)
+        else:
+            for _ in range(n_steps):
+                self._optimiser.step(self._closure)
         # Not after an error: the others have raised the same one, or are about to be ended.
         self._prepared.comm.bcast(_DONE, root=0)
-
-    def _calls(self) -> int:
-        """Calls of torch's optimiser until the next boundary; one of L-BFGS does several iterations."""
-        if self._settings.optimizer == "lbfgs":
-            return 1
-        return min(_ADAM_STEPS, self._settings.steps - self.steps)
 
     def _closure(self) -> float:
         """Loss and gradient over all ranks, as torch's optimisers want them."""
@@ -192,10 +213,8 @@ class GradientAlignment:
                 out[0] += rows.double().square().sum()
                 out[1:] += pull(2 * rows).double()
         own = out.cpu().numpy()
-        if self._prepared.free is not None:
-            fixed = np.ones(len(theta), dtype=bool)
-            fixed[self._prepared.free.numpy()] = False
-            own[1:][fixed] = 0.0
+        if self._is_fixed is not None:
+            own[1:][self._is_fixed] = 0.0
         return own
 
     def _exact_loss(self) -> float:

@@ -42,15 +42,17 @@ def alignment_problem(
         A problem with the same network and other residual blocks; nothing of it is to be held out.
 
     Raises:
-        JobError: If the network cannot be evaluated at the alignment points.
+        JobError: If the network cannot be evaluated at the alignment points, or one is NaN or Inf.
     """
-    largest = max(problem.blocks, key=lambda block: block.n_points)
+    # One of weight 0 is left out of the loss.
+    largest = max((b for b in problem.blocks if b.weight > 0), key=lambda block: block.n_points)
     blocks = list(problem.blocks)
     if settings.objective != "residual":
         step = torch.from_numpy(settings.target_share * delta).to(model.device)
         points = largest.points
         if settings.objective == "targets" and problem.alignment_points is not None:
             points = problem.alignment_points
+            _require_finite(points)
         _check_points(model, points)
         targets = _TargetValues(model.refined_field(step), points, model.device)
         if settings.objective == "targets":
@@ -99,6 +101,11 @@ class _TargetValues:
         with torch.no_grad():
             pieces = [self.field(x[lo : lo + _BATCH].to(self.device)) for lo in range(0, len(x), _BATCH)]
         return torch.cat(pieces).cpu() if pieces else torch.zeros(0, 1, dtype=torch.float64)
+
+
+def _require_finite(points: RowSource) -> None:
+    if not bool(torch.isfinite(as_tensor(points[:])).all()):
+        raise JobError("Problem.alignment_points holds NaN or Inf: clean the points")
 
 
 def _check_points(model: FunctionalModel, points: RowSource) -> None:

@@ -283,13 +283,15 @@ def _next_state(
 
 def _round_problem(problem: Problem, options: IterateSettings, state: IterateState) -> Problem:
     """Step 1, and the network as it is now."""
-    if options.resample and state.round > 0:
+    if options.resample:
         if problem.resample is None:
             raise JobError(
                 f"problem {problem.name!r} has fixed points: set iterate.resample = false, or give "
-                "Problem.resample"
+                "Problem.resample",
+                on_every_rank=True,
             )
-        problem = replace(problem, blocks=problem.resample(state.round))
+        if state.round > 0:
+            problem = replace(problem, blocks=problem.resample(state.round))
     return with_parameters(problem, state.theta)
 
 

@@ -24,9 +24,9 @@ def why_stop(state: IterateState, settings: IterateSettings) -> str:
         Why no further round is to be done, or nothing.
     """
     last = state.records[-1]
-    if settings.target_error is not None and (last.network_error or 0.0) <= settings.target_error:
-        if last.network_error is not None:
-            return f"the network's error {last.network_error:.2e} reached iterate.target_error"
+    error, wanted = last.network_error, settings.target_error
+    if error is not None and wanted is not None and error <= wanted:
+        return f"the network's error {error:.2e} reached iterate.target_error"
     if settings.target_residual is not None and last.network_residual <= settings.target_residual:
         return f"the network's residual {last.network_residual:.2e} reached iterate.target_residual"
     if len(state.records) >= settings.rounds:

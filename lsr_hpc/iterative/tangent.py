@@ -58,7 +58,7 @@ class TangentAlignment:
     """Network and trust region between two steps; equal on all ranks.
 
     Args:
-        prepared: The alignment's rows, none of them held out.
+        prepared: The alignment's rows, none of them held out; its rank is the largest of a Krylov space.
         settings: Section ``[iterate]``.
         saved: State of an interrupted alignment with the same arguments, or one of an earlier round, whose
             trust region and momentum are taken over.
@@ -135,7 +135,7 @@ class TangentAlignment:
             if not self._last_step.any():
                 break
             # The old direction may be what spoils the step.
-            self._last_step[:] = 0.0
+            self._last_step = np.zeros_like(self._last_step)
         return False
 
     def _try_step(self, momentum: float) -> bool:
@@ -146,7 +146,9 @@ class TangentAlignment:
         for _ in range(_MOST_TRIALS):
             trial = self._trial(tangent, damping)
             if trial is not None and trial.loss < self.loss:
-                fallen = (self.loss - trial.loss) / (self.loss - trial.predicted)
+                # Momentum may have the linearisation rise, and at rounding it neither rises nor falls.
+                predicted = self.loss - trial.predicted
+                fallen = (self.loss - trial.loss) / predicted if predicted > 0.0 else 0.0
                 if fallen > _GOOD:
                     damping *= _LESS
                 elif fallen < _POOR:
@@ -164,15 +166,13 @@ class TangentAlignment:
 
     def _tangent_space(self, start: Array) -> _TangentSpace:
         """V from the residual shifted by the momentum, and the singular values of J V."""
-        prepared, settings = self._prepared, self._settings
-        comm = prepared.comm
+        prepared, comm = self._prepared, self._prepared.comm
         here = prepared.at(torch.from_numpy(self.theta))
         jacobian = here.jacobian
         lo, hi = jacobian.my_parameters
         along_start = jacobian.jv(np.ascontiguousarray(prepared.free_step(start)[np.newaxis, lo:hi]))[0]
         shifted = self._residual + along_start
-        n_free = jacobian.local.n_parameters
-        rank = min(self._rank, settings.tangent_rank, prepared.fit.n_rows_global, n_free)
+        rank = min(self._rank, prepared.settings.subspace.rank)
         basis = krylov_basis(
             jacobian,
             here.held_jacobian,

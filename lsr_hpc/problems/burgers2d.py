@@ -7,16 +7,18 @@ points against the Cole-Hopf solution, which is exact to 1e-13.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from lsr_hpc.derivatives import along, value_and_two_along
 from lsr_hpc.models import MLP
-from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ResidualBlock
+from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ResidualBlock, as_tensor
 from lsr_hpc.problems.arguments import check_range, check_seed, trained
 from lsr_hpc.problems.burgers_reference import burgers_wave
-from lsr_hpc.sampling import uniform_rows
+from lsr_hpc.sampling import stream_of_round, uniform_rows
 from lsr_hpc.settings import TrainingSettings
 from lsr_hpc.training import TrainingTask
 
@@ -26,6 +28,9 @@ VISCOSITY = 0.01 / np.pi
 _STREAM_INTERIOR = 51
 _STREAM_INITIAL = 52
 _STREAM_PERIODIC = 53
+_STREAM_ALIGNMENT = 54
+# Points of alignment by points of the equation.
+_DENSER = 2
 
 
 def advection(u: Field, x: Tensor) -> Tensor:
@@ -68,12 +73,40 @@ def _model_spec(width: int, depth: int) -> ModelSpec:
     return ModelSpec(architecture="mlp", arguments=arguments)
 
 
-def _problem(model: MLP, spec: ModelSpec, points: int, side_points: int, weight: float, seed: int) -> Problem:
-    interior = _uniform(seed, _STREAM_INTERIOR, points, 2)
-    interior[:, 0] = 2 * interior[:, 0] - 1
-    x0 = 2 * _uniform(seed, _STREAM_INITIAL, side_points, 1) - 1
-    t = _uniform(seed, _STREAM_PERIODIC, side_points, 1)
+def _interior_points(n: int, seed: int, stream: int) -> Tensor:
+    points = _uniform(seed, stream, n, 2)
+    points[:, 0] = 2 * points[:, 0] - 1
+    return points
+
+
+def _blocks(points: int, side_points: int, weight: float, seed: int, round_: int) -> list[ResidualBlock]:
+    """The residual on the points of a round."""
+    interior = _interior_points(points, seed, stream_of_round(_STREAM_INTERIOR, round_))
+    x0 = 2 * _uniform(seed, stream_of_round(_STREAM_INITIAL, round_), side_points, 1) - 1
+    t = _uniform(seed, stream_of_round(_STREAM_PERIODIC, round_), side_points, 1)
     right, left = (torch.cat([torch.full_like(t, side), t], dim=1) for side in (1.0, -1.0))
+    return [
+        ResidualBlock(name="pde", residual=advection, points=interior),
+        ResidualBlock(
+            name="initial",
+            residual=_initial,
+            points=torch.cat([x0, torch.zeros_like(x0)], dim=1),
+            data=(-torch.sin(torch.pi * x0),),
+            weight=weight,
+        ),
+        ResidualBlock(name="periodic", residual=_periodic, points=right, data=(left,), weight=weight),
+        ResidualBlock(
+            name="periodic_slope", residual=_periodic_slope, points=right, data=(left,), weight=weight
+        ),
+    ]
+
+
+def _problem(model: MLP, spec: ModelSpec, points: int, side_points: int, weight: float, seed: int) -> Problem:
+    resample = partial(_blocks, points, side_points, weight, seed)
+    blocks = resample(0)
+    inside = _interior_points(_DENSER * points, seed, _STREAM_ALIGNMENT)
+    _, initial, periodic, _ = blocks
+    sides = [initial.points, periodic.points, *periodic.data]
     grid = torch.cartesian_prod(
         torch.linspace(-1, 1, 257, dtype=torch.float64), torch.linspace(0, 1, 101, dtype=torch.float64)
     )
@@ -83,21 +116,10 @@ def _problem(model: MLP, spec: ModelSpec, points: int, side_points: int, weight:
         name="burgers2d",
         model=model,
         model_spec=spec,
-        blocks=[
-            ResidualBlock(name="pde", residual=advection, points=interior),
-            ResidualBlock(
-                name="initial",
-                residual=_initial,
-                points=torch.cat([x0, torch.zeros_like(x0)], dim=1),
-                data=(-torch.sin(torch.pi * x0),),
-                weight=weight,
-            ),
-            ResidualBlock(name="periodic", residual=_periodic, points=right, data=(left,), weight=weight),
-            ResidualBlock(
-                name="periodic_slope", residual=_periodic_slope, points=right, data=(left,), weight=weight
-            ),
-        ],
+        blocks=blocks,
         evaluation=Evaluation(inputs=(grid,), reference=reference),
+        alignment_points=torch.cat([inside, *map(as_tensor, sides)]),
+        resample=resample,
     )
 
 

@@ -6,15 +6,17 @@ u = sin(pi (2 x)^2) sin(pi y); error on a 257 x 257 grid.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from lsr_hpc.derivatives import second_along
 from lsr_hpc.models import MLP
-from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ResidualBlock
+from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ResidualBlock, as_tensor
 from lsr_hpc.problems.arguments import check_range, check_seed, trained
-from lsr_hpc.sampling import uniform_rows
+from lsr_hpc.sampling import stream_of_round, uniform_rows
 from lsr_hpc.settings import TrainingSettings
 from lsr_hpc.training import TrainingTask
 
@@ -22,6 +24,9 @@ __all__ = ["build", "exact", "laplacian", "source", "training_task"]
 
 _STREAM_INTERIOR = 41
 _STREAM_BOUNDARY = 42
+_STREAM_ALIGNMENT = 43
+# Points of alignment by points of the equation.
+_DENSER = 2
 
 
 def exact(x: Tensor) -> Tensor:
@@ -72,9 +77,10 @@ def _zero(u: Field, x: Tensor) -> Tensor:
     return value
 
 
-def _boundary_points(per_side: int, seed: int) -> Tensor:
+def _boundary_points(per_side: int, seed: int, round_: int) -> Tensor:
     """Random points of the sides x = 0, x = 1, y = 0, y = 1, in this order."""
-    along = uniform_rows(seed, _STREAM_BOUNDARY, 0, 4 * per_side, 1)[:, 0].reshape(4, per_side)
+    stream = stream_of_round(_STREAM_BOUNDARY, round_)
+    along = uniform_rows(seed, stream, 0, 4 * per_side, 1)[:, 0].reshape(4, per_side)
     points = np.empty((4, per_side, 2))
     for side in range(4):
         points[side, :, side // 2] = side % 2
@@ -92,26 +98,36 @@ def _model_spec(width: int, depth: int) -> ModelSpec:
     return ModelSpec(architecture="mlp", arguments=arguments)
 
 
+def _interior_points(n: int, seed: int, stream: int) -> Tensor:
+    return torch.from_numpy(uniform_rows(seed, stream, 0, n, 2))
+
+
+def _blocks(points: int, boundary_points: int, weight: float, seed: int, round_: int) -> list[ResidualBlock]:
+    """The residual on the points of a round."""
+    x = _interior_points(points, seed, stream_of_round(_STREAM_INTERIOR, round_))
+    edge = _boundary_points(boundary_points, seed, round_)
+    return [
+        ResidualBlock(name="pde", residual=laplacian, points=x, data=(source(x),)),
+        ResidualBlock(name="boundary", residual=_zero, points=edge, weight=weight),
+    ]
+
+
 def _problem(
     model: MLP, spec: ModelSpec, points: int, boundary_points: int, weight: float, seed: int
 ) -> Problem:
-    x = torch.from_numpy(uniform_rows(seed, _STREAM_INTERIOR, 0, points, 2))
+    resample = partial(_blocks, points, boundary_points, weight, seed)
+    blocks = resample(0)
+    inside = _interior_points(_DENSER * points, seed, _STREAM_ALIGNMENT)
     axis = torch.linspace(0, 1, 257, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     return Problem(
         name="poisson",
         model=model,
         model_spec=spec,
-        blocks=[
-            ResidualBlock(name="pde", residual=laplacian, points=x, data=(source(x),)),
-            ResidualBlock(
-                name="boundary",
-                residual=_zero,
-                points=_boundary_points(boundary_points, seed),
-                weight=weight,
-            ),
-        ],
+        blocks=blocks,
         evaluation=Evaluation(inputs=(grid,), reference=exact(grid)),
+        alignment_points=torch.cat([inside, as_tensor(blocks[1].points)]),
+        resample=resample,
     )
 
 

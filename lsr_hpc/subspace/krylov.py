@@ -86,7 +86,7 @@ def krylov_basis(
         orthogonalization: ``"auto"`` or ``"tsqr"`` (both TSQR: a new block is nearly dependent on K), or
             ``"cholesky_qr2"``.
         given: Nearly orthonormal directions to start from, (g, P_local), g < rank; they come first.
-        is_enough: Asked after every block with J K on all rows; True ends the growth. Collective.
+        is_enough: Asked between two blocks with J K on all rows; True ends the growth. Collective.
         grown: What an interrupted call with the same arguments has grown, to go on from.
         on_block: Called after every block with what makes a copy of the space so far; collective. What it
             raises ends the growth.
@@ -155,7 +155,8 @@ def krylov_basis(
                 panel[: hi - lo] = grown.v_local.T
             image.fit[:start], image.held[:start] = grown.image.fit, grown.image.held
             source = image.fit[last:start]
-        while start < rank:
+        # Before a block, so that a growth taken up where it was large enough ends there too.
+        while start < rank and not (depth and is_enough(image.first(start))):
             block = slice(start, min(start + len(source), rank))
             n_columns = block.stop - block.start
             # J^T (J V_j), or J^T of the residual's parts in the first step.
@@ -171,8 +172,6 @@ def krylov_basis(
             take_in(block)
             source, start, depth, last = image.fit[block], block.stop, depth + 1, block.start
             on_block(space)
-            if is_enough(image.first(start)):
-                break
         v_local = space().v_local
     detail = f"block Krylov from J^T r0 in SLEPc basis vectors, {depth} blocks of {width}"
     if n_given:

@@ -124,3 +124,38 @@ def test_argument_that_cannot_be_is_refused_by_name(argument: str, value: float)
         build({}, **{argument: value})
     with pytest.raises(ArgumentError, match=argument):
         training_task(TrainingSettings(steps=1), **{argument: value})
+
+
+def test_every_round_has_points_of_its_own_by_seed_round_and_global_number_alone() -> None:
+    few, many = small(points=40), small(points=5000)
+    assert few.resample is not None
+    assert many.resample is not None
+
+    for block, first in zip(few.blocks, few.resample(0), strict=True):
+        for mine, theirs in zip(block.take(np.arange(9)), first.take(np.arange(9)), strict=True):
+            assert bool((mine == theirs).all())
+    later = few.resample(7)
+    for block, other in zip(few.blocks, later, strict=True):
+        index = np.arange(block.n_points)
+        (mine, *_), (theirs, *_) = block.take(index), other.take(index)
+        varying = 0 if block.name in {"pde", "initial"} else 1
+        assert not set(mine[:, varying].tolist()) & set(theirs[:, varying].tolist())
+        assert block.weight == other.weight
+    x = as_tensor(many.resample(7)[0].points)
+    assert bool((x[:40] == as_tensor(later[0].points)).all())
+    assert bool((x.mean(0) - torch.tensor([0.0, 0.5])).abs().max() < 0.02)
+    _, initial, periodic, slope = later
+    assert values(initial, exact).abs().max() < 1e-14
+    for side in (periodic, slope):
+        assert bool((as_tensor(side.points) == as_tensor(periodic.points)).all())
+        right, left = side.take(np.arange(9))
+        assert bool(((right[:, 0] == 1) & (left[:, 0] == -1) & (right[:, 1] == left[:, 1])).all())
+
+
+def test_alignment_points_are_denser_and_reach_all_sides() -> None:
+    points = as_tensor(small(points=40, side_points=9).alignment_points)
+
+    assert points.shape == (2 * 40 + 3 * 9, 2)
+    assert bool((points[:80].abs() < 1).all())
+    assert bool((points[80:89, 1] == 0).all())
+    assert points[89:, 0].tolist() == [1.0] * 9 + [-1.0] * 9

@@ -98,3 +98,39 @@ def test_argument_that_cannot_be_is_refused_by_name(argument: str, value: float)
         build({}, **{argument: value})
     with pytest.raises(ArgumentError, match=argument):
         training_task(TrainingSettings(steps=1), **{argument: value})
+
+
+def test_every_round_has_points_of_its_own_by_seed_round_and_global_number_alone() -> None:
+    few, many = small(points=40), small(points=5000)
+    assert few.resample is not None
+    assert many.resample is not None
+    rounds = [few.resample(round_) for round_ in range(3)]
+
+    for block, first in zip(few.blocks, rounds[0], strict=True):
+        assert bool((as_tensor(first.points) == as_tensor(block.points)).all())
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not set(as_tensor(rounds[a][0].points)[:, 0].tolist()) & set(
+            as_tensor(rounds[b][0].points)[:, 0].tolist()
+        )
+    for again, block in zip(small(points=40).resample(2), rounds[2], strict=True):  # type: ignore[misc]
+        for mine, theirs in zip(again.take(np.arange(20)), block.take(np.arange(20)), strict=True):
+            assert bool((mine == theirs).all())
+    x = as_tensor(many.resample(2)[0].points)
+    assert bool((x[:40] == as_tensor(rounds[2][0].points)).all())
+    assert x[:, 0].unique().numel() == 5000
+    assert bool((x.mean(0) - 0.5).abs().max() < 0.02)
+    pde, boundary = rounds[2]
+    assert laplacian(exact, *pde.take(np.arange(40))).abs().max() < 1e-11
+    assert exact(as_tensor(boundary.points)).abs().max() < 1e-14
+    assert [b.weight for b in rounds[2]] == [b.weight for b in few.blocks]
+
+
+def test_alignment_points_are_denser_and_reach_the_boundary() -> None:
+    problem = small(points=40, boundary_points=5)
+    points = as_tensor(problem.alignment_points)
+
+    assert points.shape == (2 * 40 + 20, 2)
+    assert bool(((points >= 0) & (points <= 1)).all())
+    of_residual = set(as_tensor(problem.blocks[0].points)[:, 0].tolist())
+    assert not of_residual & set(points[:80, 0].tolist())
+    assert exact(points[80:]).abs().max() < 1e-14
