@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
 from lsr_hpc.job import Job
-from lsr_hpc.pipeline.attempt import EndedOutside, StopRequest
+from lsr_hpc.pipeline.attempt import StopRequest
+from lsr_hpc.pipeline.inherit import delete_half_written, end_abandoned, marker
 from lsr_hpc.pipeline.journal import Journal
 from lsr_hpc.pipeline.launch import Launcher, choose_launcher, step_environment
 from lsr_hpc.pipeline.layout import RunLayout
-from lsr_hpc.pipeline.lease import revoke
 from lsr_hpc.pipeline.lock import ControllerLock
-from lsr_hpc.pipeline.progress import InstanceProgress, read_progress
+from lsr_hpc.pipeline.progress import read_progress
 from lsr_hpc.pipeline.record import RunRecord, check_same_job, read_record, write_record
 from lsr_hpc.publish import check_directory, publish_file
 
@@ -69,7 +69,7 @@ def start(job: Job, out: Path, *, resume: bool) -> int:
     """
     _refuse_inside_mpi()
     launcher = choose_launcher(job.run.launcher, job.run.ranks, job.run.instances_at_once)
-    layout = RunLayout(check_directory(out, RunLayout(out).run.name, "--out"))
+    layout = RunLayout(check_directory(out, marker(RunLayout(out)), "--out"))
     stop = StopRequest(patience_s=job.run.stop_seconds)
     order = _Order(layout=layout, job=job, launcher=launcher, stop=stop)
     try:
@@ -102,6 +102,7 @@ def _begin(order: _Order) -> int:
         layout.root.mkdir(parents=True, exist_ok=True)
         layout.root.chmod(0o700)
         with ControllerLock(layout.lock) as lock:
+            delete_half_written(layout)
             if layout.run.exists():
                 record = read_record(layout)
                 check_same_job(layout, record, job)
@@ -161,6 +162,7 @@ def _go_on(order: _Order, resume: bool) -> int:
         if _is_done(layout):
             say(f"{layout.root} is finished already: nothing to do")
             return int(ExitCode.DONE)
+        delete_half_written(layout)
         from lsr_hpc.pipeline.cluster import start_cluster
 
         with start_cluster(job.run) as client:
@@ -192,7 +194,7 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
             stop=order.stop,
         )
         progress = [read_progress(layout, i) for i in range(record.instances)]
-        _give_up_unfinished(progress)
+        end_abandoned(progress)
         rounds = sum(at.next_round for at in progress)
         log.info(
             "%s: %d instance(s) of %r on %d MPI ranks each, %d at once, by %s",
@@ -228,14 +230,6 @@ _MEANINGS = {
     ExitCode.RESUME: "stopped in good order, `lsr-hpc resume {root}` goes on",
     ExitCode.ENVIRONMENT: "broken environment or full disk, see above; then `lsr-hpc resume {root}`",
 }
-
-
-def _give_up_unfinished(progress: list[InstanceProgress]) -> None:
-    """Take the right to publish from whatever an earlier controller has left behind."""
-    for at in progress:
-        for attempt in at.attempts:
-            if isinstance(attempt.outcome, EndedOutside):
-                revoke(attempt.files)
 
 
 def _finish(controller: Controller, path: Path, content: dict[str, Any], outcomes: list[Outcome]) -> ExitCode:
