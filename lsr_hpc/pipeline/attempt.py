@@ -99,6 +99,8 @@ class StopRequest:
 
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
         before = [(number, signal.signal(number, on_signal)) for number in numbers]
+        # A batch script blocks them until here, so that none comes too early.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         try:
             yield
         finally:

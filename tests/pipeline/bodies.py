@@ -127,3 +127,8 @@ def deaf_once(comm, spec, stop):
     if spec.sequence == 1:
         time.sleep(600)
     return summing(comm, spec, stop)
+
+
+def fruitless(comm, spec, stop):
+    """Yields by itself, with nothing gained."""
+    return StepResult(status="yielded", round=spec.round)

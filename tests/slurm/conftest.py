@@ -1,0 +1,172 @@
+"""The private cluster, and jobs on it under time limits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lsr_hpc.pipeline.layout import RunLayout
+from tests.mpi.conftest import REPOSITORY, mpi_environment
+from tests.pipeline.conftest import Runs
+from tests.slurm.cluster import Cluster, missing_programs, until
+
+BIN = Path(sys.executable).parent
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as ``scontrol`` shows it."""
+
+    state: str
+    restarts: int
+    exit_code: str
+    nodes: str
+
+
+class Jobs:
+    """Jobs of one test."""
+
+    def __init__(self, cluster: Cluster, home: Path) -> None:
+        self.cluster = cluster
+        self.home = home
+        self.runs = Runs(home)
+        self.environment = (
+            mpi_environment()
+            | cluster.environment
+            | {
+                "PYTHONPATH": str(REPOSITORY),
+                "LSR_BIN": str(BIN),
+                # "Nodes" of one machine would share memory files and crash.
+                "OMPI_MCA_btl": "self,tcp",
+                "PATH": f"{home}:{os.environ['PATH']}",
+            }
+        )
+
+    def begun(self, body: str, **settings: Any) -> RunLayout:
+        """A run directory without any step yet."""
+        return self.runs.begun(body, after_round=[], at_end=[], **settings)
+
+    def sbatch(self, *words: str | Path, **environment: str) -> str:
+        """Submit; the job's number."""
+        done = subprocess.run(
+            ["sbatch", "--parsable", *map(str, words)],
+            cwd=self.home,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def iterate(self, layout: RunLayout, *options: str, **environment: str) -> str:
+        """Submit ``slurm/iterate.sbatch`` for a run of two ranks on two nodes."""
+        shape = ["--nodes=2", "--ntasks-per-node=1"]
+        script = REPOSITORY / "slurm" / "iterate.sbatch"
+        return self.sbatch(*shape, *options, script, self.home / "job.toml", RUN=str(layout.root), **environment)
+
+    def lsr(self, *words: str | Path, code: int = 0) -> str:
+        """A command of ours, here; what it printed."""
+        done = subprocess.run(
+            [BIN / "lsr-hpc", *words],
+            cwd=self.home,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    def job(self, number: str) -> Job:
+        """What SLURM says of a job."""
+        words = self.cluster.command("scontrol", "show", "job", "--oneliner", number).split()
+        shown = dict(word.partition("=")[::2] for word in words)
+        return Job(shown["JobState"], int(shown["Restarts"]), shown["ExitCode"], shown.get("NodeList", ""))
+
+    def ended(self, number: str, limit_s: float = 90) -> Job:
+        """Wait for the end of a job."""
+        try:
+            until(lambda: self.job(number).state in ENDED, limit_s, f"the end of job {number}")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: {self.job(number)}\n{self.log(number)}") from error
+        return self.job(number)
+
+    def log(self, number: str) -> str:
+        """What a job has printed."""
+        path = self.home / f"lsr-{number}.log"
+        return path.read_text() if path.exists() else "no log"
+
+    def steps(self, number: str) -> list[str]:
+        """Running steps of a job that are not its batch shell."""
+        listed = self.cluster.command("squeue", "--steps", "--noheader", "--format=%i", f"--jobs={number}")
+        return [step for step in listed.split() if not step.endswith(("batch", "extern"))]
+
+    def ranks(self) -> list[int]:
+        """Living ranks of steps, and nothing that has started them."""
+        return [
+            pid
+            for pid in self.cluster.processes("lsr_hpc.pipeline.worker")
+            if "python" in Path(f"/proc/{pid}/exe").resolve().name
+        ]
+
+    def kill_controller(self, layout: RunLayout) -> None:
+        (pid,) = [p for p in self.cluster.processes("--ranks") if str(layout.root) in _command_line(p)][-1:]
+        os.kill(pid, signal.SIGKILL)
+
+
+def _command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    return ""
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """SLURM for the session; absence of its programs is a failure where LSR_REQUIRE_SLURM=1 says so."""
+    missing = missing_programs()
+    reason = f"not on PATH: {', '.join(missing)}" if missing else ""
+    if not reason and os.getuid():
+        reason = "the private SLURM needs root"
+    if reason:
+        if os.environ.get("LSR_REQUIRE_SLURM") == "1":
+            pytest.fail(f"LSR_REQUIRE_SLURM=1, but {reason}", pytrace=False)
+        pytest.skip(reason)
+    base = Path(tempfile.mkdtemp(prefix="lsr-slurm-"))
+    made = Cluster(base)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        assert not made.processes()
+        shutil.rmtree(base)
+
+
+@pytest.fixture
+def jobs(cluster: Cluster, tmp_path: Path) -> Iterator[Jobs]:
+    """Jobs of one test; afterwards the queue is empty, the nodes are idle and no rank is left."""
+    made = Jobs(cluster, tmp_path)
+    try:
+        yield made
+        started = time.monotonic()
+        until(lambda: not made.ranks(), 15, "the end of the ranks")
+        assert time.monotonic() - started < 15
+    finally:
+        cluster.command("scancel", "--user=root")
+        until(lambda: not cluster.command("squeue", "--noheader"), 20, "an empty queue")
+        cluster.command("scontrol", "update", "nodename=ALL", "state=resume") if not cluster.is_idle() else ""
+        until(cluster.is_idle, 20, "idle nodes")
