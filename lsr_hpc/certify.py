@@ -118,12 +118,15 @@ def _gradients(prepared: PreparedProblem, solution: Solution, r0: FitAndHeld) ->
     linear = r0.fit + prepared.jacobian.jv(np.ascontiguousarray(step))[0]
     gradients = prepared.jacobian.jtu(np.stack([r0.fit, linear]))
     before, after = np.sqrt(all_sum(prepared.comm, np.sum(gradients**2, axis=1)))
+    is_resolved = solution.resolve_steps is not None
     checks = {
-        "gradient_ratio": float(after / before) if before > 0 else 0.0,
+        # J is that of the start: it tells nothing where the solution is not that of the linearised problem.
+        "gradient_ratio": float("nan") if is_resolved else float(after / before) if before > 0 else 0.0,
         "reduced_gradient": solution.gradient,
         "explained_share": solution.explained_share,
         "condition": solution.condition,
         "directions_cut": solution.directions_cut,
+        "resolve_steps": solution.resolve_steps or 0,
     }
     return {name: value for name, value in checks.items() if math.isfinite(value)}
 
@@ -166,10 +169,11 @@ def _advice(solution: Solution, residual_true: float) -> list[str]:
             'help much: use subspace.basis = "krylov", a smaller subspace.width or a larger subspace.rank'
         )
     floor = max(_NONLINEAR_RATIO * solution.residual_linear, _ROUNDING * solution.residual_before)
-    if solution.rank and residual_true > floor:
+    if solution.rank and solution.resolve_steps is None and residual_true > floor:
         advice.append(
             f"the true residual {residual_true:.1e} stays above the linear one "
-            f"{solution.residual_linear:.1e}: the residual is nonlinear in u, and more rank will not help"
+            f"{solution.residual_linear:.1e}: the residual is nonlinear in u, and more rank will not help; "
+            "set solver.resolve = true"
         )
     return advice
 

@@ -16,7 +16,7 @@ from lsr_hpc.errors import JobError
 from lsr_hpc.params import ParameterLayout
 from lsr_hpc.problem import Field
 
-__all__ = ["FunctionalModel"]
+__all__ = ["FunctionalModel", "TangentModel"]
 
 # Modules whose training mode mixes rows of a batch or draws random numbers.
 _BATCH_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -121,15 +121,7 @@ class FunctionalModel:
         Returns:
             A function of the inputs; differentiable in them.
         """
-        tangents = self.layout.unflatten(delta)
-
-        def field(*inputs: Tensor) -> Tensor:
-            value, correction = push_forward(
-                lambda tensors: self.field_of_tensors(tensors)(*inputs), self._theta0_tensors, tangents
-            )
-            return value + correction
-
-        return field
+        return TangentModel(self, delta).field()
 
     def layer_of(self, parameter: str) -> str:
         """Words for the layer that a parameter belongs to.
@@ -148,3 +140,37 @@ class FunctionalModel:
     def theta0_tensors(self) -> dict[str, Tensor]:
         """The trained state as named tensors (views of ``theta0``)."""
         return self._theta0_tensors
+
+
+class TangentModel(FunctionalModel):
+    """The refined predictor as a function of the correction: affine, ``delta -> u(theta0) + G delta``.
+
+    Args:
+        model: The network at theta0.
+        delta: Correction to start from, shape (P,); it takes the part of ``theta0``.
+    """
+
+    def __init__(self, model: FunctionalModel, delta: Tensor) -> None:
+        self.__dict__.update(model.__dict__)
+        self._network = model
+        self.theta0 = delta
+        self._theta0_tensors = self.layout.unflatten(delta)
+
+    def field_of_tensors(self, tensors: dict[str, Tensor]) -> Field:
+        """Bind named corrections.
+
+        Args:
+            tensors: Corrections by name of the parameter (tangents and batches of ``torch.func`` allowed).
+
+        Returns:
+            The refined predictor as a function of its inputs; differentiable in them.
+        """
+        network = self._network
+
+        def field(*inputs: Tensor) -> Tensor:
+            value, correction = push_forward(
+                lambda at: network.field_of_tensors(at)(*inputs), network.theta0_tensors, tensors
+            )
+            return value + correction
+
+        return field

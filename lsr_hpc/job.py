@@ -281,7 +281,8 @@ def convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+        allowed = [h for h in typing.get_args(hint) if h is not type(None)]
+        hint = next((h for h in allowed if type(value) is h), allowed[0])
     if hasattr(hint, "__dataclass_fields__"):
         return _read(hint, value, label + ".", mistakes)
     if hint is float and type(value) is int and abs(value) < 10**300:

@@ -159,6 +159,8 @@ def panel_bytes(
         parameter_columns, row_columns = _work_columns(settings.subspace)
         items["basis work space"] = 8 * (p_local * parameter_columns + n_rows_local * row_columns)
         copies = _IMAGE_COPIES if settings.solver.type == "tsqr" else _IMAGE_COPIES_KSP
+        # The re-solve holds the derivative of the true residual beside J V.
+        copies += settings.solver.resolve is not False
         items["J V"] = 8 * copies * (n_rows_local + n_held_local) * k
         items["reduced factor"] = 8 * 8 * (k + 1) ** 2
     return items

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lsr_hpc.comm import agree
+from lsr_hpc.comm import agree, gather_panel
 from lsr_hpc.device import choose_device
 from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
@@ -101,6 +101,20 @@ class PreparedProblem:
         step = np.zeros(self.model.layout.size)
         step[self.free.numpy()] = free_step
         return step
+
+    def whole_correction(self, local: Array) -> Array:
+        """A step of all parameters from this rank's slice of the free ones.
+
+        Args:
+            local: Shape (P_local,).
+
+        Returns:
+            Shape (P,), equal on all ranks.
+
+        Collective: one gather of P numbers.
+        """
+        whole = gather_panel(self.comm, local[np.newaxis, :], self.jacobian.parameter_ranges)
+        return self.whole_step(np.array(whole[0]))
 
     def free_step(self, whole_step: Array) -> Array:
         """The free parameters' part of a step of all parameters."""

@@ -26,6 +26,7 @@ from lsr_hpc.errors import JobError
 from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import PreparedProblem, prepare, with_rank
 from lsr_hpc.problem import Problem
+from lsr_hpc.resolve import resolve
 from lsr_hpc.result import RefineResult
 from lsr_hpc.rows import FitAndHeld, LocalRows
 from lsr_hpc.settings import RefineSettings
@@ -128,6 +129,9 @@ def refine_prepared(
         # Step 6: the reduced least-squares problem, every rank from one factorisation.
         with phases("solve"):
             solution = solve_in_subspace(prepared, basis, av, r0)
+        # The same without the linearisation, where that is what limits the result.
+        with phases("resolve"):
+            solution = resolve(prepared, basis, av, r0, solution)
     # Step 7: the refined predictor is theta0 with delta; measure what it keeps of its promises.
     with phases("check"):
         checks = check_basis(prepared, basis, av) if basis is not None else {}

@@ -171,6 +171,10 @@ class SolverSettings:
         tolerance: Of LSQR/CGLS: ||A^T r|| / (||A|| ||r||).
         max_iterations: Of LSQR/CGLS.
         refit: Solve again on fitted and held-out rows together once the rank is chosen (costs nothing).
+        resolve: Whether to solve again in the subspace on the true residual, which may be nonlinear in u:
+            ``True``, ``False``, or ``"auto"`` for where the true residual of the one-shot solution exceeds
+            the linear one.
+        resolve_steps: Most Gauss-Newton steps for each rank of that.
     """
 
     type: str = "tsqr"
@@ -180,6 +184,8 @@ class SolverSettings:
     tolerance: float = 1e-12
     max_iterations: int = 1000
     refit: bool = True
+    resolve: bool | str = "auto"
+    resolve_steps: int = 8
 
     def __post_init__(self) -> None:
         """Check each value and how they go together."""
@@ -187,13 +193,18 @@ class SolverSettings:
         _refuse(
             _choice("solver", "type", self.type, ("tsqr", "lsqr", "cgls")),
             _choice("solver", "space", self.space, ("subspace", "full")),
-            _at_least("solver", self, mu=0.0, cut=0.0, tolerance=0.0, max_iterations=1),
+            []
+            if self.resolve is True or self.resolve is False
+            else _choice("solver", "resolve", self.resolve, ("auto",)),
+            _at_least("solver", self, mu=0.0, cut=0.0, tolerance=0.0, max_iterations=1, resolve_steps=1),
             [too_much] if 1 <= (self.cut or 0.0) < inf else [],
         )
         if self.space == "full" and self.type == "tsqr":
             raise JobError(
                 'solver.space = "full" needs an iterative solver: set solver.type to "lsqr" or "cgls"'
             )
+        if self.space == "full" and self.resolve is True:
+            raise JobError('solver.resolve = true needs solver.space = "subspace"')
         if self.mu > 0 and self.type != "tsqr":
             raise JobError(
                 f'solver.mu = {self.mu} needs solver.type = "tsqr": PETSc\'s {self.type} has no damping'

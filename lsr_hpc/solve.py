@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lsr_hpc.comm import all_sum, gather_panel, on_first
+from lsr_hpc.comm import all_sum, on_first
 from lsr_hpc.least_squares.ksp import IterativeSolution, solve_full, solve_reduced
 from lsr_hpc.least_squares.reduced import ReducedProblem, reduce_rows
 from lsr_hpc.least_squares.selection import ScanEntry, choose_rank, scan_grid, scan_ranks
@@ -50,9 +50,14 @@ class Solution:
             if unknown.
         scan: The ranks looked at.
         delta_of: The correction of a scanned rank; collective.
+        rotation: Singular directions of J V in terms of V, shape (k, l), l <= k; empty for the full space.
+        c: Coefficients of the leading ones of them, shape (rank,); empty for the full space.
         outcome: How it ended.
         advice: What to mind.
         detail: How it was solved, in words.
+        resolve_steps: Gauss-Newton steps on the true residual; None if it was not solved again. If it was,
+            delta, rank, c and scan are those of the true residual, ``residual_linear`` is what the linearised
+            problem promised, and ``gradient`` is NaN.
     """
 
     delta: Array
@@ -67,9 +72,12 @@ class Solution:
     explained_share: float
     scan: list[ScanEntry]
     delta_of: Callable[[ScanEntry], Array]
+    rotation: Array
+    c: Array
     outcome: Outcome
     advice: list[str]
     detail: str
+    resolve_steps: int | None = None
 
     def refused(self, advice: str) -> Solution:
         """The start is kept.
@@ -84,6 +92,7 @@ class Solution:
             self,
             delta=np.zeros_like(self.delta),
             rank=0,
+            c=np.zeros(0),
             residual_linear=self.residual_before,
             gradient=1.0,
             outcome=Outcome.REFUSED,
@@ -141,7 +150,7 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
 
     start = train.residual_norm(np.zeros(0))
     solution = Solution(
-        delta=_whole(prepared, rotation[:, : len(c)] @ c @ basis.v_local),
+        delta=prepared.whole_correction(rotation[:, : len(c)] @ c @ basis.v_local),
         rank=rank,
         uses_held_out=is_refit,
         residual_linear=final.residual_norm(c),
@@ -152,7 +161,9 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
         singular_values=singular_values,
         explained_share=1.0 - (train.rho / start) ** 2 if start > 0 else 0.0,
         scan=scan,
-        delta_of=lambda e: _whole(prepared, rotation[:, : len(e.c)] @ e.c @ basis.v_local),
+        delta_of=lambda e: prepared.whole_correction(rotation[:, : len(e.c)] @ e.c @ basis.v_local),
+        rotation=rotation,
+        c=c,
         outcome=outcome,
         advice=advice,
         detail=f"{method}, {n_cut} of {basis.rank} directions left out, singular values below {cut:.1e} "
@@ -239,7 +250,7 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
         ScanEntry(0, nothing, before, held_before if n_held else None),
         ScanEntry(solved.iterations, nothing, solved.residual, held if n_held else None),
     ]
-    step = _whole(prepared, solved.x_local)
+    step = prepared.whole_correction(solved.x_local)
     advice: list[str] = []
     solution = Solution(
         delta=step,
@@ -254,6 +265,8 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
         explained_share=float("nan"),
         scan=scan,
         delta_of=lambda entry: step if entry.rank else np.zeros_like(step),
+        rotation=np.zeros((0, 0)),
+        c=nothing,
         outcome=_outcome_of(solved, advice),
         advice=advice,
         detail=solved.reason,
@@ -276,11 +289,6 @@ def _outcome_of(solved: IterativeSolution, advice: list[str]) -> Outcome:
 def shares_objective(prepared: PreparedProblem) -> bool:
     """Whether held-out rows are part of the loss (a fraction of its points) and a refit is wanted."""
     return prepared.settings.solver.refit and not prepared.problem.validation
-
-
-def _whole(prepared: PreparedProblem, local: Array) -> Array:
-    whole = gather_panel(prepared.comm, local[np.newaxis, :], prepared.jacobian.parameter_ranges)
-    return prepared.whole_step(np.array(whole[0]))
 
 
 def _reduced_gradient(problem: ReducedProblem, c: Array) -> float:

@@ -131,13 +131,15 @@ class ReducedProblem:
         turned = np.column_stack([self.factor[:, :m] @ rotation, self.factor[:, m]])
         return self.from_factor(combine_r(turned, turned[:0]), self.n_rows)
 
-    def damped(self, mu: float) -> ReducedProblem:
-        """The problem with ``mu^2 ||c||^2`` added to the objective.
+    def damped(self, mu: float, origin: Array | None = None) -> ReducedProblem:
+        """The problem with ``mu^2 ||origin + c||^2`` added to the objective.
 
-        The damping rows ``[mu I | 0]`` are appended to the factor, so every leading rank stays nested.
+        The damping rows ``[mu I | -mu origin]`` are appended to the factor, so every leading rank stays
+        nested.
 
         Args:
             mu: Tikhonov parameter, in units of residual per parameter (V is orthonormal); 0 changes nothing.
+            origin: What ``c`` is a step from, shape (m,); None for zero.
 
         Returns:
             The damped problem; its residual norms include the damping term.
@@ -147,6 +149,8 @@ class ReducedProblem:
         m = len(self.z)
         damping = np.zeros((m + 1, m + 1))
         damping[:m, :m] = mu * np.eye(m)
+        if origin is not None:
+            damping[:m, m] = -mu * origin
         return self.from_factor(combine_r(self.factor, damping), self.n_rows)
 
     def residual_norm(self, c: Array) -> float:
