@@ -33,7 +33,12 @@ def prepared_for(problem: Problem, comm: Any, **changes: Any) -> PreparedProblem
     return prepare(problem, comm, refinement(1, 0.0, **changes))
 
 
-def by_torch(problem: Problem, make: Callable[[Tensor], torch.optim.Optimizer], calls: int) -> Array:
+def by_torch(
+    problem: Problem,
+    make: Callable[[Tensor], torch.optim.Optimizer],
+    calls: int,
+    free: slice = slice(None),
+) -> Array:
     """Parameters after some calls of an optimiser with the loss of the full batch."""
     theta = torch.from_numpy(start_of(problem)).requires_grad_()
     optimiser = make(theta)
@@ -42,6 +47,10 @@ def by_torch(problem: Problem, make: Callable[[Tensor], torch.optim.Optimizer], 
         optimiser.zero_grad()
         value = stacked(problem, theta).square().sum()
         value.backward()
+        assert theta.grad is not None
+        is_free = torch.zeros(len(theta), dtype=torch.bool)
+        is_free[free] = True
+        theta.grad[~is_free] = 0.0
         return value
 
     for _ in range(calls):
@@ -130,6 +139,13 @@ def test_frozen_parameters_keep_every_digit(
     moved = np.flatnonzero(aligned.theta != start_of(problem))
     np.testing.assert_array_equal(moved, np.arange(12, 54))
     assert aligned.loss < aligned.loss_before
+
+
+def test_adam_of_some_parameters_is_that_of_torch(comm_self: Any) -> None:
+    problem = fitted()
+    aligned = align(problem, comm_self, refinement(parameters=("layers.2.*",)), ADAM, no_boundary)
+    theta = by_torch(problem, lambda theta: torch.optim.Adam([theta], lr=3e-3), 120, slice(12, 54))
+    np.testing.assert_allclose(aligned.theta, theta, rtol=0, atol=1e-9)
 
 
 def test_lbfgs_ends_where_it_gains_no_more(comm_self: Any) -> None:
