@@ -68,7 +68,9 @@ def start(job: Job, out: Path, *, resume: bool) -> int:
         EnvironmentProblem: If a launcher is missing or the disk cannot be written.
     """
     _refuse_inside_mpi()
-    launcher = choose_launcher(job.run.launcher, job.run.ranks, job.run.instances_at_once)
+    launcher = choose_launcher(
+        job.run.launcher, job.run.ranks, job.run.instances_at_once, srun_mpi=job.run.srun_mpi
+    )
     layout = RunLayout(check_directory(out, RunLayout(out).run.name, "--out"))
     stop = StopRequest(patience_s=job.run.stop_seconds)
     order = _Order(layout=layout, job=job, launcher=launcher, stop=stop)
@@ -201,7 +203,13 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
         )
         log.info("run directory %s, %d rounds done before", layout.root, rounds)
         log.info("Dask at %s, its pages at %s", client.scheduler_info()["address"], client.dashboard_link)
-        journal.write("started", pid=os.getpid(), rounds_before=rounds, ranks=settings.ranks)
+        journal.write(
+            "started",
+            pid=os.getpid(),
+            slurm_job=os.environ.get("SLURM_JOB_ID"),
+            rounds_before=rounds,
+            ranks=settings.ranks,
+        )
         controller = Controller(client, control, lock)
         outcomes = controller.run(progress)
         code = exit_code_of(outcomes)

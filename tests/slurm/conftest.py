@@ -76,12 +76,14 @@ class Jobs:
         """Submit ``slurm/iterate.sbatch`` for a run of two ranks on two nodes."""
         shape = ["--nodes=2", "--ntasks-per-node=1"]
         script = REPOSITORY / "slurm" / "iterate.sbatch"
-        return self.sbatch(*shape, *options, script, self.home / "job.toml", RUN=str(layout.root), **environment)
+        return self.sbatch(
+            *shape, *options, script, self.home / "job.toml", RUN=str(layout.root), **environment
+        )
 
-    def lsr(self, *words: str | Path, code: int = 0) -> str:
-        """A command of ours, here; what it printed."""
+    def lsr(self, *words: str | Path, code: int = 0, launcher: tuple[str, ...] = ()) -> str:
+        """A command of ours, outside any job; what it printed."""
         done = subprocess.run(
-            [BIN / "lsr-hpc", *words],
+            [*launcher, BIN / "lsr-hpc", *words],
             cwd=self.home,
             env=self.environment,
             capture_output=True,
