@@ -21,7 +21,7 @@ from lsr_hpc.pipeline.journal import Journal
 from lsr_hpc.pipeline.launch import Launcher, choose_launcher, step_environment
 from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.lease import revoke
-from lsr_hpc.pipeline.lock import ControllerLock
+from lsr_hpc.pipeline.lock import SILENT_S, ControllerLock
 from lsr_hpc.pipeline.progress import InstanceProgress, read_progress
 from lsr_hpc.pipeline.record import RunRecord, check_same_job, read_record, write_record
 from lsr_hpc.publish import check_directory, publish_file
@@ -103,13 +103,20 @@ def _begin(order: _Order) -> int:
             return int(ExitCode.RESUME)
         layout.root.mkdir(parents=True, exist_ok=True)
         layout.root.chmod(0o700)
-        with ControllerLock(layout.lock) as lock:
+        with _lock(layout) as lock:
             if layout.run.exists():
                 record = read_record(layout)
                 check_same_job(layout, record, job)
             else:
                 record = _write_record(layout, job, *described)
             return _carry_out(client, order, record, lock)
+
+
+def _lock(layout: RunLayout) -> ControllerLock:
+    # A job that SLURM has started again on other nodes finds the lock of its last start, which died with its
+    # node and cannot be asked.
+    is_restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return ControllerLock(layout.lock, patience_s=1.2 * SILENT_S if is_restarted else 0.0)
 
 
 def _write_record(layout: RunLayout, job: Job, problem: str, instances: int) -> RunRecord:
@@ -154,7 +161,7 @@ def _go_on(order: _Order, resume: bool) -> int:
     layout, job = order.layout, order.job
     record = read_record(layout)
     check_same_job(layout, record, job)
-    with ControllerLock(layout.lock) as lock:
+    with _lock(layout) as lock:
         if resume:
             layout.stop.unlink(missing_ok=True)
         elif layout.stop.exists():
