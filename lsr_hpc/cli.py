@@ -83,6 +83,23 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", type=Path, metavar="DIR", help=_RUN_HELP)
     _add_ranks(resume)
 
+    resume.add_argument(
+        "--submit", action="store_true", help="submit the run's job again, where it was begun by submit"
+    )
+
+    submit = command(
+        "submit",
+        "Refine in rounds as a job of SLURM: write its script from section [slurm], and submit that.",
+        "lsr-hpc submit jobs/poisson_iterative.toml --set slurm.nodes=4 --out runs/poisson",
+        "DIR.slurm gets the script, the job and the logs. `status`, `stop` and `resume DIR --submit` know "
+        "the job.",
+    )
+    _add_job_arguments(submit)
+    submit.add_argument(
+        "--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the job)"
+    )
+    submit.add_argument("--dry-run", action="store_true", help="print the script, do nothing")
+
     status = command(
         "status", "Show how far a run is, from its files.", "lsr-hpc status runs/anti-rounds --json"
     )
@@ -218,6 +235,10 @@ def _run_serial(options: argparse.Namespace) -> int:
         from lsr_hpc.commands import train
 
         return train.run(options)
+    if options.command == "submit":
+        from lsr_hpc.commands import submit
+
+        return submit.submit(options)
     if options.command in {"run", "resume"}:
         from lsr_hpc.commands import run
 

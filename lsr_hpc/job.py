@@ -26,6 +26,7 @@ from lsr_hpc.settings import (
     SubspaceSettings,
     TrainingSettings,
 )
+from lsr_hpc.settings_slurm import SlurmSettings
 from lsr_hpc.toml_text import dump_toml
 
 __all__ = ["Job", "ProblemSettings", "TrainSettings", "convert", "load_job", "unknown_key"]
@@ -78,6 +79,7 @@ class Job:
         compute: See :class:`~lsr_hpc.settings.ComputeSettings`.
         iterate: See :class:`~lsr_hpc.settings.IterateSettings`; used by ``lsr-hpc run``.
         run: See :class:`~lsr_hpc.settings.RunSettings`.
+        slurm: See :class:`~lsr_hpc.settings_slurm.SlurmSettings`; used by ``lsr-hpc submit``.
         train: How the start was trained, or None.
     """
 
@@ -89,6 +91,7 @@ class Job:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     iterate: IterateSettings = field(default_factory=IterateSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
     train: TrainSettings | None = None
 
     def __post_init__(self) -> None:

@@ -287,6 +287,7 @@ class RunSettings:
         instances_at_once: Instances side by side, each on ranks of its own.
         launcher: ``"mpiexec"``, ``"srun"``, ``"local"`` (one rank, no launcher), or ``"auto"``: srun in an
             allocation of SLURM, otherwise mpiexec for more than one rank.
+        srun_mpi: What ``srun --mpi`` is given; ``srun --mpi=list`` tells what there is.
         light_workers: Processes for what needs no MPI: evaluation, figures, the predictor.
         checkpoint_seconds: Seconds after which a state inside a round is written too.
         rounds_per_step: Rounds of an instance by one start of the ranks.
@@ -306,6 +307,7 @@ class RunSettings:
     ranks: int = 2
     instances_at_once: int = 1
     launcher: str = "auto"
+    srun_mpi: str = "pmix"
     light_workers: int = 1
     checkpoint_seconds: float = 300.0
     rounds_per_step: int = 1
@@ -334,6 +336,9 @@ class RunSettings:
                 for key, name in functions
                 if not _FUNCTION.fullmatch(name)
             ],
+            [f'run.srun_mpi = {self.srun_mpi!r}: write a name such as "pmix" or "pmi2"']
+            if not re.fullmatch(r"[a-z0-9_]+", self.srun_mpi)
+            else [],
             [f"run.host = {self.host!r}: name the one address that is needed, not all of them"]
             if self.host in {"", "0.0.0.0", "::", "*"}
             else [],

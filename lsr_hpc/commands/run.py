@@ -44,6 +44,10 @@ def resume(options: argparse.Namespace) -> int:
     from lsr_hpc.pipeline.record import read_record, stored_job
     from lsr_hpc.pipeline.start import start
 
+    if options.submit:
+        from lsr_hpc.commands.submit import resubmit
+
+        return resubmit(options)
     layout = RunLayout(options.run.absolute())
     job = stored_job(layout, read_record(layout), _ranks(options))
     return start(job, layout.root, resume=True)
@@ -57,7 +61,9 @@ def _print_plan(job: Job, out: Path) -> int:
     import shlex
 
     settings = job.run
-    launcher = choose_launcher(settings.launcher, settings.ranks, settings.instances_at_once)
+    launcher = choose_launcher(
+        settings.launcher, settings.ranks, settings.instances_at_once, srun_mpi=settings.srun_mpi
+    )
     spec = RunLayout(out.absolute()).attempt(0, 0, 1).spec
     say("# resolved job\n" + job.as_toml())
     say("# plan")

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,7 @@ from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.lock import Holder, read_holder
 from lsr_hpc.pipeline.progress import InstanceProgress, read_progress
 from lsr_hpc.pipeline.record import RunRecord, read_record
+from lsr_hpc.slurm import Queued, Submission, ask_to_stop, find_queued
 
 __all__ = ["run", "stop"]
 
@@ -40,11 +42,20 @@ def stop(options: argparse.Namespace) -> int:
         EnvironmentProblem: If the wish cannot be written down.
     """
     layout = RunLayout(options.run.absolute())
+    queued = _queued(layout)
+    if queued is not None and not layout.run.exists():
+        ask_to_stop(queued)
+        say(f"the run has not begun: asked job {queued.number} to leave")
+        return int(ExitCode.DONE)
     read_record(layout)
     try:
         layout.stop.touch(mode=0o600)
     except OSError as error:
         raise EnvironmentProblem(f"{layout.stop} cannot be written: {error.strerror}") from error
+    if queued is not None:
+        ask_to_stop(queued)
+        say(f"left {layout.stop}, and asked job {queued.number} to stop")
+        return int(ExitCode.DONE)
     holder = _controller(layout)
     if holder is None:
         say(f"no controller is at work in {layout.root}; none will begin before `lsr-hpc resume`")
@@ -70,17 +81,24 @@ def run(options: argparse.Namespace) -> int:
         JobError: If there is no run.
     """
     layout = RunLayout(options.run.absolute())
+    queued = None if options.progress else _queued(layout)
+    if queued is not None and not layout.run.exists():
+        begun = {"state": "submitted", "slurm": asdict(queued)}
+        say(json.dumps(begun, indent=1) if options.json else f"{layout.root}: not begun, {_job(queued)}")
+        return int(ExitCode.DONE)
     record = read_record(layout)
     progress = [read_progress(layout, i) for i in range(record.instances)]
     if options.progress:
         say(str(_gained(progress)))
         return int(ExitCode.DONE)
-    report = _report(layout, record, progress)
+    report = _report(layout, record, progress) | {"slurm": queued and asdict(queued)}
     if options.json:
         say(json.dumps(report, indent=1, allow_nan=False))
         return int(ExitCode.DONE)
     holder = _controller(layout)
     say(f"{layout.root}: {report['problem']}, {report['state']}" + (f" ({holder})" if holder else ""))
+    if queued is not None:
+        say(_job(queued))
     rows = [_COLUMNS, *(tuple(map(_text, (row[c] for c in _COLUMNS))) for row in report["instances"])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     for row in rows:
@@ -95,6 +113,19 @@ def _controller(layout: RunLayout) -> Holder | None:
     """The controller at work, if there is one."""
     holder = read_holder(layout.lock)
     return holder if holder is not None and holder.is_alive(layout.lock) else None
+
+
+def _queued(layout: RunLayout) -> Queued | None:
+    """The job of the run that is in the queue of SLURM, whether `submit` or sbatch brought it there."""
+    started = [
+        event.get("slurm_job") for event in read_events(layout.metrics) if event.get("event") == "started"
+    ]
+    numbers = [str(number) for number in (Submission(layout.root).newest, *started[-1:]) if number]
+    return find_queued(numbers) if numbers else None
+
+
+def _job(queued: Queued) -> str:
+    return f"job {queued.number}: {queued.state} {queued.reason}"
 
 
 def _gained(progress: list[InstanceProgress]) -> int:

@@ -183,7 +183,12 @@ class SrunLauncher:
 
 
 def choose_launcher(
-    kind: str, world_size: int, steps_at_once: int, environ: Mapping[str, str] = os.environ
+    kind: str,
+    world_size: int,
+    steps_at_once: int,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    srun_mpi: str = "pmix",
 ) -> Launcher:
     """The launcher that a job asks for.
 
@@ -193,6 +198,7 @@ def choose_launcher(
         world_size: MPI ranks of a step.
         steps_at_once: Steps side by side, which share the nodes of an allocation.
         environ: Environment variables.
+        srun_mpi: What ``srun --mpi`` is given.
 
     Returns:
         The launcher.
@@ -209,6 +215,7 @@ def choose_launcher(
             nodes=max(1, _number(environ, "SLURM_JOB_NUM_NODES") // steps_at_once),
             is_alone=steps_at_once == 1,
             cpus_per_task=_number(environ, "SLURM_CPUS_PER_TASK"),
+            mpi=srun_mpi,
         )
     else:
         launcher = MpiexecLauncher() if kind == "mpiexec" else LocalLauncher()

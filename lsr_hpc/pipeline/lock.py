@@ -14,11 +14,12 @@ from types import TracebackType
 
 from lsr_hpc.errors import JobError
 
-__all__ = ["ControllerLock", "Holder", "read_holder"]
+__all__ = ["SILENT_S", "ControllerLock", "Holder", "read_holder"]
 
 # A controller on another machine that has not touched its lock for so long is taken for dead.
-_SILENT_S = 120.0
+SILENT_S = 120.0
 _TOUCH_EVERY_S = 10.0
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Holder:
         if self.is_here:
             return _start_of(self.pid) == self.started
         with suppress(OSError):
-            return time.time() - path.stat().st_mtime < _SILENT_S
+            return time.time() - path.stat().st_mtime < SILENT_S
         return False
 
     def __str__(self) -> str:
@@ -90,20 +91,30 @@ class ControllerLock:
 
     Args:
         path: The lock file; its directory is there.
+        patience_s: For how long to wait for another controller to end, or to be silent long enough.
 
     Raises:
         JobError: If another controller holds it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience_s: float = 0.0) -> None:
         self._path = path
         self._touched = time.monotonic()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            self._take()
+            self._wait_and_take(time.monotonic() + patience_s)
         except BaseException:
             os.close(self._descriptor)
             raise
+
+    def _wait_and_take(self, until: float) -> None:
+        while True:
+            try:
+                return self._take()
+            except JobError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(_LOOK_EVERY_S)
 
     def _take(self) -> None:
         holder = read_holder(self._path)

@@ -23,7 +23,7 @@ __all__ = ["RunRecord", "check_same_job", "read_record", "stored_job", "write_re
 _KIND = "lsr_hpc run"
 _SCHEMA = 1
 # What may differ between two starts of a run: how it is carried out, not what it computes.
-_FREE = ("run.", "name")
+_FREE = ("run.", "slurm.", "name")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def stored_job(layout: RunLayout, record: RunRecord, overrides: list[str]) -> Jo
 
 
 def check_same_job(layout: RunLayout, record: RunRecord, job: Job) -> None:
-    """Refuse to go on with another job; section ``[run]`` may differ.
+    """Refuse to go on with another job; sections ``[run]`` and ``[slurm]`` may differ.
 
     Args:
         layout: The run directory.

@@ -21,7 +21,7 @@ from lsr_hpc.pipeline.inherit import delete_half_written, end_abandoned, marker
 from lsr_hpc.pipeline.journal import Journal
 from lsr_hpc.pipeline.launch import Launcher, choose_launcher, step_environment
 from lsr_hpc.pipeline.layout import RunLayout
-from lsr_hpc.pipeline.lock import ControllerLock
+from lsr_hpc.pipeline.lock import SILENT_S, ControllerLock
 from lsr_hpc.pipeline.progress import read_progress
 from lsr_hpc.pipeline.record import RunRecord, check_same_job, read_record, write_record
 from lsr_hpc.publish import check_directory, publish_file
@@ -68,7 +68,9 @@ def start(job: Job, out: Path, *, resume: bool) -> int:
         EnvironmentProblem: If a launcher is missing or the disk cannot be written.
     """
     _refuse_inside_mpi()
-    launcher = choose_launcher(job.run.launcher, job.run.ranks, job.run.instances_at_once)
+    launcher = choose_launcher(
+        job.run.launcher, job.run.ranks, job.run.instances_at_once, srun_mpi=job.run.srun_mpi
+    )
     layout = RunLayout(check_directory(out, marker(RunLayout(out)), "--out"))
     stop = StopRequest(patience_s=job.run.stop_seconds)
     order = _Order(layout=layout, job=job, launcher=launcher, stop=stop)
@@ -101,7 +103,7 @@ def _begin(order: _Order) -> int:
             return int(ExitCode.RESUME)
         layout.root.mkdir(parents=True, exist_ok=True)
         layout.root.chmod(0o700)
-        with ControllerLock(layout.lock) as lock:
+        with _lock(layout) as lock:
             delete_half_written(layout)
             if layout.run.exists():
                 record = read_record(layout)
@@ -109,6 +111,13 @@ def _begin(order: _Order) -> int:
             else:
                 record = _write_record(layout, job, *described)
             return _carry_out(client, order, record, lock)
+
+
+def _lock(layout: RunLayout) -> ControllerLock:
+    # A job that SLURM has started again on other nodes finds the lock of its last start, which died with its
+    # node and cannot be asked.
+    is_restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return ControllerLock(layout.lock, patience_s=1.2 * SILENT_S if is_restarted else 0.0)
 
 
 def _write_record(layout: RunLayout, job: Job, problem: str, instances: int) -> RunRecord:
@@ -153,7 +162,7 @@ def _go_on(order: _Order, resume: bool) -> int:
     layout, job = order.layout, order.job
     record = read_record(layout)
     check_same_job(layout, record, job)
-    with ControllerLock(layout.lock) as lock:
+    with _lock(layout) as lock:
         if resume:
             layout.stop.unlink(missing_ok=True)
         elif layout.stop.exists():
@@ -203,7 +212,13 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
         )
         log.info("run directory %s, %d rounds done before", layout.root, rounds)
         log.info("Dask at %s, its pages at %s", client.scheduler_info()["address"], client.dashboard_link)
-        journal.write("started", pid=os.getpid(), rounds_before=rounds, ranks=settings.ranks)
+        journal.write(
+            "started",
+            pid=os.getpid(),
+            slurm_job=os.environ.get("SLURM_JOB_ID"),
+            rounds_before=rounds,
+            ranks=settings.ranks,
+        )
         controller = Controller(client, control, lock)
         outcomes = controller.run(progress)
         code = exit_code_of(outcomes)

@@ -17,7 +17,7 @@ from lsr_hpc.job import load_job
 from lsr_hpc.pipeline.attempt import StopRequest
 from lsr_hpc.pipeline.journal import Journal, read_events
 from lsr_hpc.pipeline.layout import RunLayout
-from lsr_hpc.pipeline.lock import ControllerLock, Holder, read_holder
+from lsr_hpc.pipeline.lock import SILENT_S, ControllerLock, Holder, read_holder
 from lsr_hpc.pipeline.progress import read_progress
 from lsr_hpc.pipeline.record import check_same_job, read_record, stored_job, write_record
 from lsr_hpc.pipeline.spec import (
@@ -202,6 +202,17 @@ def test_a_lock_from_another_machine_counts_while_it_is_touched(tmp_path):
     old = time.time() - 1000.0
     os.utime(path, (old, old))
     with ControllerLock(path):
+        assert read_holder(path).is_here
+
+
+def test_patience_takes_the_lock_of_a_machine_that_falls_silent(tmp_path):
+    path = tmp_path / "controller.lock"
+    left_behind(path, host="elsewhere")
+    nearly = time.time() - SILENT_S + 1.0
+    os.utime(path, (nearly, nearly))
+    with pytest.raises(JobError, match="on elsewhere"):
+        ControllerLock(path)
+    with ControllerLock(path, patience_s=20.0):
         assert read_holder(path).is_here
 
 

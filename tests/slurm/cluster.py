@@ -1,8 +1,8 @@
 """A private SLURM of four nodes on this machine: munged, slurmctld and four slurmd, all in one folder.
 
-Debian's slurmd is built for several on one host (``-N``). Nothing of the system is used or touched: own ports,
-own munge socket and key, no cgroups, no systemd, no accounting. The daemons are children of this process and
-end with it; each node claims two cores, whatever the machine has.
+Debian's slurmd is built for several on one host (``-N``). Nothing of the system is used or touched: own
+ports, own munge socket and key, no cgroups, no systemd, no accounting. The daemons are children of this
+process and end with it; each node claims two cores, whatever the machine has.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ SlurmctldTimeout=30
 SlurmdTimeout=60
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cores} RealMemory=2000
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cores}
 PartitionName=batch Default=YES Nodes=ALL MaxTime=60 DefaultTime=5 State=UP PriorityTier=1 GraceTime=10
 PartitionName=urgent Nodes=ALL MaxTime=60 DefaultTime=5 State=UP PriorityTier=10 PreemptMode=OFF
 """
@@ -102,7 +102,12 @@ class Cluster:
 
     def start(self) -> None:
         """Bring it up; about a second."""
-        for name in ("run", "log", "state", *(f"{d}/n{i + 1}" for d in ("spool", "tmp") for i in range(NODES))):
+        for name in (
+            "run",
+            "log",
+            "state",
+            *(f"{d}/n{i + 1}" for d in ("spool", "tmp") for i in range(NODES)),
+        ):
             (self.base / name).mkdir(parents=True, mode=0o700)
         controller, *ports = _free_ports(1 + NODES)
         self.conf.write_text(
@@ -122,7 +127,11 @@ class Cluster:
         run, log = self.base / "run", self.base / "log"
         self._daemon(
             *("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={run}/munge.sock"),
-            *(f"--pid-file={run}/munged.pid", f"--log-file={log}/munged.log", f"--seed-file={run}/munge.seed"),
+            *(
+                f"--pid-file={run}/munged.pid",
+                f"--log-file={log}/munged.log",
+                f"--seed-file={run}/munge.seed",
+            ),
         )
         until((run / "munge.sock").exists, 10, "munged")
         self._daemon("slurmctld", "-D", "-c", "-f", str(self.conf))
@@ -151,7 +160,12 @@ class Cluster:
     def command(self, *words: str, limit_s: float = 20) -> str:
         """What a command of SLURM prints; a failure is an error."""
         done = subprocess.run(
-            words, env=self.environment, capture_output=True, text=True, timeout=limit_s, stdin=subprocess.DEVNULL
+            words,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            stdin=subprocess.DEVNULL,
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(words)}: {done.returncode}: {done.stdout}{done.stderr}")

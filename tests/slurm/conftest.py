@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,10 @@ from tests.slurm.cluster import Cluster, missing_programs, until
 
 BIN = Path(sys.executable).parent
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
+
+
+# These bodies leave no checkpoints that anything else could read.
+_ALONE: dict[str, Any] = {"after_round": [], "at_end": []}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,11 @@ class Jobs:
 
     def begun(self, body: str, **settings: Any) -> RunLayout:
         """A run directory without any step yet."""
-        return self.runs.begun(body, after_round=[], at_end=[], **settings)
+        return self.runs.begun(body, **_ALONE, **settings)
+
+    def job_file(self, body: str) -> Path:
+        """A job file, without a run."""
+        return self.runs.job(body, **_ALONE)
 
     def sbatch(self, *words: str | Path, **environment: str) -> str:
         """Submit; the job's number."""
@@ -76,12 +83,14 @@ class Jobs:
         """Submit ``slurm/iterate.sbatch`` for a run of two ranks on two nodes."""
         shape = ["--nodes=2", "--ntasks-per-node=1"]
         script = REPOSITORY / "slurm" / "iterate.sbatch"
-        return self.sbatch(*shape, *options, script, self.home / "job.toml", RUN=str(layout.root), **environment)
+        return self.sbatch(
+            *shape, *options, script, self.home / "job.toml", RUN=str(layout.root), **environment
+        )
 
-    def lsr(self, *words: str | Path, code: int = 0) -> str:
-        """A command of ours, here; what it printed."""
+    def lsr(self, *words: str | Path, code: int = 0, launcher: tuple[str, ...] = ()) -> str:
+        """A command of ours, outside any job; what it printed."""
         done = subprocess.run(
-            [BIN / "lsr-hpc", *words],
+            [*launcher, BIN / "lsr-hpc", *words],
             cwd=self.home,
             env=self.environment,
             capture_output=True,
@@ -89,7 +98,7 @@ class Jobs:
             timeout=60,
         )
         assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout
+        return done.stdout + done.stderr
 
     def job(self, number: str) -> Job:
         """What SLURM says of a job."""
@@ -162,11 +171,9 @@ def jobs(cluster: Cluster, tmp_path: Path) -> Iterator[Jobs]:
     made = Jobs(cluster, tmp_path)
     try:
         yield made
-        started = time.monotonic()
         until(lambda: not made.ranks(), 15, "the end of the ranks")
-        assert time.monotonic() - started < 15
     finally:
         cluster.command("scancel", "--user=root")
         until(lambda: not cluster.command("squeue", "--noheader"), 20, "an empty queue")
-        cluster.command("scontrol", "update", "nodename=ALL", "state=resume") if not cluster.is_idle() else ""
-        until(cluster.is_idle, 20, "idle nodes")
+        # A node that was set down comes back by itself.
+        until(cluster.is_idle, 30, "idle nodes")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,20 @@ from tests.slurm.cluster import until
 pytestmark = [pytest.mark.slurm, pytest.mark.mpi]
 # 3 rounds of 1 + 2, the numbers of two ranks.
 TOTAL = 9
+
+
+APART = """#!/bin/bash
+drop=() words=()
+for name in ${!PMI*} ${!SLURM_*}; do drop+=(-u "$name"); done
+for word; do
+  case $word in
+    --mpi=*) words+=(--mpi=none) ;;
+    env) words+=(env "${drop[@]}") ;;
+    *) words+=("$word") ;;
+  esac
+done
+exec /usr/bin/srun "${words[@]}"
+"""
 
 
 def is_at_work(layout):
@@ -95,6 +112,30 @@ def test_a_killed_controller_takes_its_ranks_along_and_the_next_job_goes_on(jobs
     assert_finished(jobs, jobs.iterate(layout), layout, restarts=0)
 
 
+def test_a_rank_that_is_killed_alone_on_its_node_does_not_leave_the_other_one_waiting(jobs):
+    layout = jobs.begun("deaf_once")
+    number = jobs.iterate(layout)
+    is_at_work(layout)
+    os.kill(until(lambda: len(jobs.ranks()) == 2 and jobs.ranks(), 10, "two ranks")[1], signal.SIGKILL)
+    assert_finished(jobs, number, layout, restarts=0)
+    assert statuses(layout) == ["ended from outside", "done", "done", "done"]
+
+
+def test_wrong_input_is_refused_in_words_and_is_final(jobs):
+    (jobs.home / "job.toml").write_text("[problem]\nfunction = 'poisson'\nwidht = 3\n")
+    rounds = jobs.iterate(jobs.runs.layout(jobs.home / "run"))
+    one_shot = jobs.sbatch(
+        "--ntasks-per-node=1", REPOSITORY / "slurm" / "refine.sbatch", jobs.home / "job.toml"
+    )
+    for number in (rounds, one_shot):
+        job = jobs.ended(number)
+        assert (job.state, job.restarts) == ("FAILED", 0)
+        assert "unknown key 'problem.widht'" in jobs.log(number)
+    assert jobs.job(rounds).exit_code == "2:0"
+    # srun may end the last rank, after the first has left with 2.
+    assert jobs.job(one_shot).exit_code in {"2:0", "143:0"}
+
+
 def test_a_job_without_progress_is_given_up(jobs):
     # What it yields holds no checkpoint, so nothing is ever gained.
     layout = jobs.begun("fruitless")
@@ -107,12 +148,7 @@ def test_a_job_without_progress_is_given_up(jobs):
 def test_ranks_that_do_not_find_each_other_are_refused(jobs):
     # As when srun and mpi4py belong to different MPI libraries: every rank is alone in its world.
     apart = jobs.home / "srun"
-    apart.write_text(
-        "#!/bin/bash\nwords=()\n"
-        'for word; do case $word in --mpi=*) word=--mpi=none ;; env) words+=(env "${drop[@]}") ; continue ;;\n'
-        "--job-name=*) for name in ${!PMI*} ${!SLURM_*}; do drop+=(-u $name); done ;; esac; words+=($word); done\n"
-        'exec /usr/bin/srun "${words[@]}"\n'
-    )
+    apart.write_text(APART)
     apart.chmod(0o755)
     layout = jobs.begun("summing")
     number = jobs.iterate(layout)
@@ -145,8 +181,7 @@ after_round = []
 """
 
 
-def write_job(jobs, gate=""):
-    path = jobs.home / "job.toml"
+def write_job(path, gate=""):
     path.write_text(JOB.format(path=json.dumps(str(REPOSITORY)), gate=json.dumps(str(gate))))
     return path
 
@@ -163,14 +198,13 @@ def values(run):
     return RefinedPredictor(model, delta)(x).detach().numpy()
 
 
-def test_one_shot_over_two_nodes_is_the_same_as_by_mpiexec(jobs, lsr):
-    job = write_job(jobs)
+def test_one_shot_over_two_nodes_is_the_same_as_by_mpiexec(jobs):
+    job = write_job(jobs.home / "job.toml")
     out = jobs.home / "runs" / "by sbatch"
     number = jobs.sbatch(
         *("--ntasks-per-node=1", REPOSITORY / "slurm" / "refine.sbatch", job, "--out", out),
     )
-    here = lsr(2, "refine", job, "--out", jobs.home / "here", PYTHONPATH=str(REPOSITORY))
-    assert here.returncode == 0, here.stderr
+    jobs.lsr("refine", job, "--out", jobs.home / "here", launcher=("mpiexec", "-n", "2"))
     assert jobs.ended(number).state == "COMPLETED", jobs.log(number)
     assert json.loads((out / "result.json").read_text())["world_size"] == 2
     np.testing.assert_allclose(values(out), values(jobs.home / "here"), rtol=0, atol=1e-10)
@@ -179,14 +213,42 @@ def test_one_shot_over_two_nodes_is_the_same_as_by_mpiexec(jobs, lsr):
 def test_the_time_limit_costs_nothing_but_time(jobs):
     gate = jobs.home / "gate"
     layout = jobs.runs.layout(jobs.home / "run")
-    write_job(jobs, gate)
+    write_job(jobs.home / "job.toml", gate)
     # SLURM counts in minutes and is 10 to 30 s early: the signal comes within the first half of this one.
     number = jobs.iterate(layout, "--time=1", "--signal=B:USR1@25")
     until(lambda: jobs.job(number).restarts == 1, 75, "the requeue")
+    # Room for what a busy machine needs, so that once is enough.
+    jobs.cluster.command("scontrol", "update", f"jobid={number}", "timelimit=10")
     gate.touch()
     job = jobs.ended(number)
     assert (job.state, job.restarts) == ("COMPLETED", 1), jobs.log(number)
     assert statuses(layout) == ["yielded", "done"]
     undisturbed = jobs.home / "undisturbed"
-    jobs.lsr("run", jobs.home / "job.toml", "--out", undisturbed)
+    jobs.lsr("run", write_job(jobs.home / "other.toml"), "--out", undisturbed)
     np.testing.assert_allclose(values(layout.root), values(undisturbed), rtol=0, atol=1e-10)
+
+
+# --- submit -----------------------------------------------------------------------------------------
+
+
+def test_a_submitted_run_is_seen_stopped_and_resumed(jobs):
+    out = jobs.home / "a b" / "run"
+    out.parent.mkdir()
+    shape = ("--set", "slurm.nodes=2", "--set", "slurm.time=5:00")
+    jobs.job_file("held_up")
+    printed = jobs.lsr("submit", jobs.home / "job.toml", "--out", out, *shape)
+    number = printed.split()[1].rstrip(",")
+    layout = jobs.runs.layout(out)
+    until(layout.attempt(0, 0, 1).heartbeat.exists, 40, "the first step")
+    assert f"job {number}: RUNNING n[1-2]" in jobs.lsr("status", out)
+    assert "is running already" in jobs.lsr("submit", jobs.home / "job.toml", "--out", out, *shape, code=2)
+    assert f"asked job {number} to stop" in jobs.lsr("stop", out)
+    assert jobs.ended(number, 30).exit_code == "75:0"
+    log = Path(f"{out}.slurm/lsr-{number}.log")
+    assert "stopped as asked: exit 75" in log.read_text()
+    assert "stopped" in jobs.lsr("status", out)
+
+    number = jobs.lsr("resume", out, "--submit").split()[1].rstrip(",")
+    job = jobs.ended(number)
+    assert (job.state, job.nodes) == ("COMPLETED", "n[1-2]"), log.with_name(f"lsr-{number}.log").read_text()
+    assert result(layout)["instances"][0]["total"] == TOTAL

@@ -1,0 +1,228 @@
+"""SLURM from outside a job: the script of a run, what was submitted, and what the queue says of it.
+
+Everything goes by lists of words, never through a shell, and every command has a time limit. The truth about
+a run is in its files; the queue only adds to it, and where it cannot be asked its answer is None.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import shlex
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lsr_hpc.errors import EnvironmentProblem, JobError
+from lsr_hpc.job import Job
+from lsr_hpc.publish import publish_file
+
+__all__ = ["Queued", "Submission", "ask_to_stop", "find_queued", "refuse_queued", "render", "submit_script"]
+
+_BODY = "# --- nothing to change from here on ---\n"
+_LIMIT_S = 20.0
+_FIELDS = ("memory", "partition", "account", "qos", "constraint", "reservation", "dependency")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What belongs to the jobs of a run: a folder beside the run directory, which the run itself has to make.
+
+    Attributes:
+        run: The run directory, absolute.
+    """
+
+    run: Path
+
+    @property
+    def root(self) -> Path:
+        """``RUN.slurm``."""
+        return self.run.with_name(self.run.name + ".slurm")
+
+    @property
+    def job(self) -> Path:
+        """The resolved job."""
+        return self.root / "job.toml"
+
+    @property
+    def script(self) -> Path:
+        """What is given to sbatch."""
+        return self.root / "job.sbatch"
+
+    @property
+    def record(self) -> Path:
+        """Number of the newest job."""
+        return self.root / "submitted.json"
+
+    @property
+    def log(self) -> Path:
+        """What a job prints, with %j for its number."""
+        return self.root / "lsr-%j.log"
+
+    @property
+    def newest(self) -> str | None:
+        """Number of the newest job, or None."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(self.record.read_text(encoding="utf-8"))["job_id"])
+        return None
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job in the queue.
+
+    Attributes:
+        number: Its number.
+        state: Such as ``"RUNNING"`` or ``"PENDING"``.
+        reason: Why it waits, or where it runs.
+    """
+
+    number: str
+    state: str
+    reason: str
+
+
+def render(job: Job, submission: Submission) -> str:
+    """The batch script of a run: its options, its prologue and its words before the body of the template.
+
+    Args:
+        job: The resolved job.
+        submission: Where its files are.
+
+    Returns:
+        Text of the script.
+
+    Raises:
+        JobError: If the run directory's path has characters that SLURM reads in the name of a log.
+    """
+    if any(c in "%\\" or not c.isprintable() for c in str(submission.run)):
+        raise JobError(f'--out {str(submission.run)!r}: "%", "\\" and line breaks mean something to SLURM')
+    settings = job.slurm
+    options = {
+        "job-name": f"lsr-{job.name}",
+        "nodes": settings.nodes,
+        "ntasks-per-node": settings.tasks_per_node,
+        "cpus-per-task": settings.cpus_per_task,
+        "time": settings.time,
+        "signal": f"B:USR1@{settings.signal_seconds}",
+        "open-mode": "append",
+    }
+    names = {"memory": "mem"}
+    options |= {names.get(f, f): v for f in _FIELDS if (v := getattr(settings, f)) is not None}
+    if settings.gpus_per_node:
+        options["gpus-per-node"] = settings.gpus_per_node
+    if settings.mail:
+        options |= {"mail-user": settings.mail, "mail-type": "END,FAIL,REQUEUE"}
+    if settings.dependency:
+        options["kill-on-invalid-dep"] = "yes"
+    ranks = max(1, settings.nodes * settings.tasks_per_node // job.run.instances_at_once)
+    variables = {
+        "LSR_BIN": Path(sys.executable).parent,
+        "RUN": submission.run,
+        "RANKS": ranks,
+        "REQUEUE": "yes" if settings.requeue else "no",
+        "MAX_RESTARTS": settings.max_restarts,
+    }
+    head = [
+        "#!/usr/bin/env bash",
+        "# Written by `lsr-hpc submit`.",
+        *(f"#SBATCH --{name}={value}" for name, value in options.items()),
+        f"#SBATCH --{'requeue' if settings.requeue else 'no-requeue'}",
+        "",
+        *(" ".join(map(shlex.quote, line.split(" "))) for line in settings.prologue),
+        *(f"{name}={shlex.quote(str(value))}" for name, value in variables.items()),
+        f"set -- {shlex.quote(str(submission.job))}",
+    ]
+    template = importlib.resources.files("lsr_hpc").joinpath("templates/iterate.sbatch").read_text("utf-8")
+    return "\n".join(head) + "\n\n" + _BODY + template.partition(_BODY)[2]
+
+
+def submit_script(submission: Submission) -> str:
+    """Submit the script of a run.
+
+    Args:
+        submission: Where it is; the number of the job is written there.
+
+    Returns:
+        The number of the job.
+
+    Raises:
+        EnvironmentProblem: If sbatch is missing or refuses.
+    """
+    command = ["sbatch", "--parsable", f"--output={submission.log}", str(submission.script)]
+    printed = _ask(command)
+    number = printed.strip().partition(";")[0]
+    if not number.isdigit():
+        raise EnvironmentProblem(f"sbatch answered {printed!r}, which is no number of a job")
+    with publish_file(submission.record) as temporary:
+        temporary.write_text(json.dumps({"job_id": int(number), "command": command}) + "\n", encoding="utf-8")
+    return number
+
+
+def refuse_queued(submission: Submission) -> None:
+    """Refuse a second job of a run.
+
+    Args:
+        submission: The run.
+
+    Raises:
+        JobError: If its newest job is in the queue.
+    """
+    if (number := submission.newest) and (queued := find_queued([number])):
+        raise JobError(
+            f"job {number} of {submission.run} is {queued.state.lower()} already: wait for it, or "
+            f"`lsr-hpc stop {submission.run}`"
+        )
+
+
+def find_queued(numbers: list[str]) -> Queued | None:
+    """The first of some jobs that is in the queue.
+
+    Args:
+        numbers: Numbers of jobs.
+
+    Returns:
+        The job; None if none of them is there, or the queue cannot be asked.
+    """
+    # All jobs of the user, because to ask for one that is gone is an error.
+    with suppress(EnvironmentProblem):
+        listed = _ask(["squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%T|%R"])
+        lines = [line.split("|", 2) for line in listed.splitlines()]
+        found = {words[0]: Queued(*words) for words in lines if len(words) == 3}
+        return next((found[number] for number in numbers if number in found), None)
+    return None
+
+
+def ask_to_stop(queued: Queued) -> None:
+    """Ask a job to stop in good order, or cancel it if it only waits.
+
+    Args:
+        queued: The job.
+
+    Raises:
+        EnvironmentProblem: If scancel fails.
+    """
+    if queued.state == "PENDING":
+        # With the state, lest it has begun meanwhile.
+        _ask(["scancel", "--state=PENDING", queued.number])
+    else:
+        _ask(["scancel", "--batch", "--signal=USR1", queued.number])
+
+
+def _ask(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_LIMIT_S, stdin=subprocess.DEVNULL, check=False
+        )
+    except FileNotFoundError as error:
+        raise EnvironmentProblem(
+            f"{command[0]} is not on PATH: is this a node of a SLURM cluster?"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentProblem(f"{command[0]} has not answered for {_LIMIT_S:g} s: try again") from error
+    if done.returncode:
+        raise EnvironmentProblem(f"{command[0]} refused: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
