@@ -361,6 +361,18 @@ def test_rounds_interrupted_anywhere_go_on_as_if_they_had_not_been(
     assert n_boundaries == 10
 
 
+def test_state_kept_between_rounds_goes_on_as_if_it_had_not_been(comm_self: Any) -> None:
+    build, changes, subspace = BOUNDARIES["tangent"]
+    options = IterateSettings(**({"rounds": 3, "steps": 2, "tangent_rank": 20} | changes))
+    problem, settings = build(), refinement(**subspace)
+    whole = iterate(problem, comm_self, settings, options)
+    state = IterateState.start(problem)
+    while not state.finished:
+        state = IterateState.restored(MemoryState(state.snapshot()), comm_self)
+        state = next_round(problem, comm_self, settings, options, state)
+    same_states(state, whole)
+
+
 def test_interrupted_round_counts_the_seconds_of_both_parts(comm_self: Any) -> None:
     problem, settings = fitted(), refinement()
     options = IterateSettings(rounds=1, steps=2, tangent_rank=20)

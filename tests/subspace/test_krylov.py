@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lsr_hpc.jacobian.operator import DistributedJacobian
 from lsr_hpc.rows import FitAndHeld
 from lsr_hpc.subspace.basis import Basis
-from lsr_hpc.subspace.krylov import krylov_basis
+from lsr_hpc.subspace.krylov import GrownSpace, krylov_basis
 
 Array = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
@@ -204,3 +204,47 @@ def test_growth_ends_when_it_is_enough(as_jacobian: AsJacobian, with_spectrum: W
     basis = make_basis(a, residual_of(len(a)), as_jacobian, is_enough=is_enough)
     assert seen == [3, 6]
     assert basis.rank == 6
+
+
+@pytest.mark.parametrize("n_given", [0, 4])
+@pytest.mark.parametrize("enough", [8, 100])
+def test_growth_taken_up_after_any_block_ends_in_the_same_basis(
+    enough: int, n_given: int, as_jacobian: AsJacobian, with_spectrum: WithSpectrum
+) -> None:
+    a, _, v = with_spectrum(*SHAPES["tall"], SPECTRA["slow"])
+    kept: list[GrownSpace] = []
+
+    def basis(**changes: Any) -> Basis:
+        return make_basis(
+            a,
+            residual_of(len(a)),
+            as_jacobian,
+            given=v[:, :n_given].T.copy() if n_given else None,
+            is_enough=lambda image: len(image.fit) >= enough,
+            **changes,
+        )
+
+    whole = basis(on_block=lambda space: kept.append(space()))
+    assert whole.rank == (12 if enough == 100 else {0: 9, 4: 10}[n_given])
+    assert [len(space.v_local) for space in kept] == [*range(n_given + 3, whole.rank, 3), whole.rank]
+    assert [space.depth for space in kept] == list(range(1, len(kept) + 1))
+    for space in kept:
+        pieced = basis(grown=space)
+        np.testing.assert_array_equal(pieced.v_local, whole.v_local)
+        assert pieced.image is not None
+        assert whole.image is not None
+        np.testing.assert_array_equal(pieced.image.fit, whole.image.fit)
+        np.testing.assert_array_equal(pieced.image.held, whole.image.held)
+        assert pieced.detail == whole.detail
+
+
+def test_growth_is_ended_by_what_is_called_between_two_blocks(
+    as_jacobian: AsJacobian, with_spectrum: WithSpectrum
+) -> None:
+    a, _, _ = with_spectrum(*SHAPES["tall"], SPECTRA["slow"])
+
+    def stop(space: Callable[[], GrownSpace]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_basis(a, residual_of(len(a)), as_jacobian, on_block=stop)
