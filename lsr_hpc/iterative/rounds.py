@@ -117,7 +117,7 @@ def next_round(
     Collective: all ranks.
     """
     started = time.monotonic() - (0.0 if saved is None else saved.values["seconds"])
-    here = _round_problem(problem, options, state)
+    here = agree(comm, lambda: _round_problem(problem, options, state))
 
     def inside(phase: str, own: Snapshot) -> Snapshot:
         # The first rank's clock is what is kept.

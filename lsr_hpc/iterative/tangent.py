@@ -128,15 +128,13 @@ class TangentAlignment:
         """
         if self.loss == 0.0:
             return False
-        for momentum in (self._settings.momentum, 0.0):
-            if self._try_step(momentum):
-                self.steps += 1
-                return True
-            if not self._last_step.any():
-                break
+        moved = self._try_step(self._settings.momentum)
+        if not moved and self._settings.momentum > 0.0 and self._last_step.any():
             # The old direction may be what spoils the step.
             self._last_step = np.zeros_like(self._last_step)
-        return False
+            moved = self._try_step(0.0)
+        self.steps += moved
+        return moved
 
     def _try_step(self, momentum: float) -> bool:
         """One Krylov space, and as many dampings as it takes."""
@@ -161,7 +159,7 @@ class TangentAlignment:
                 return True
             # Far from any trust region the first guess may be wrong by orders of magnitude.
             damping *= _REJECTED**2 if first else _REJECTED
-        self._damping = None if first else damping
+        # The next attempt begins with the damping that this one began with.
         return False
 
     def _tangent_space(self, start: Array) -> _TangentSpace:
