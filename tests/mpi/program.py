@@ -64,7 +64,7 @@ def poisson(fail_on: int | None = None, nan_at: int | None = None, exit_on: int 
 
 
 def riccati(logarithm: bool = False) -> Problem:
-    """u' + u^2 = 1 with u(0) = 0; or log(u + 1/2) = -1 - x, which the linear step leaves on some ranks only."""
+    """u' + u^2 = 1 with u(0) = 0; or log(u + 1/2) = -1 - x, undefined on some ranks after a linear step."""
     torch.manual_seed(2)
     x = torch.linspace(0, 2, 150, dtype=torch.float64)[:, None]
 
