@@ -31,6 +31,10 @@ from lsr_hpc.rows import Segment
 __all__ = ["ChannelSegment", "NoChannels", "find_channels"]
 
 
+# Relative difference of two derivatives that is rounding.
+_SAME_DERIVATIVE = 1e-12
+
+
 class NoChannels(Exception):
     """The residual is not a function of derivatives of the field at fixed points."""
 
@@ -54,19 +58,31 @@ class ChannelSegment:
 
     Attributes:
         segment: The segment of the residual.
-        channels: A segment whose "residual" is all channels, E components per point.
+        channels: A block whose "residual" is all channels, E components per point.
+        tensors: Its points and data.
+        width: Number E of channel values per point.
         columns: For each use of the field in the residual, in order of evaluation: its columns among the E,
             and the shape of its value at one point.
+        is_linear: Whether N is affine: its derivative is the same at two random places.
     """
 
     segment: Segment
-    channels: Segment
+    channels: ResidualBlock
+    tensors: tuple[Tensor, ...]
+    width: int
     columns: tuple[tuple[slice, tuple[int, ...]], ...]
+    is_linear: bool = False
 
-    @property
-    def width(self) -> int:
-        """Number E of channel values per point."""
-        return self.channels.probe.rows_per_point
+    def as_rows(self, model: FunctionalModel) -> Segment:
+        """The channels as a segment of E rows per point, for products with their Jacobian.
+
+        Args:
+            model: The network.
+
+        Returns:
+            The segment.
+        """
+        return Segment(self.channels, probe_block(self.channels, model), self.tensors, 1.0)
 
     def residual(self, q: Tensor) -> Tensor:
         """N(q), row-scaled.
@@ -139,13 +155,22 @@ def find_channels(segment: Segment, model: FunctionalModel) -> ChannelSegment:
         )
 
     points, *data = survey.tensors
-    block = ResidualBlock(
-        name=segment.block.name, residual=channels, points=points, data=tuple(data), hold_out=False
-    )
-    probed = replace(
-        segment, block=block, probe=probe_block(block, model), tensors=tuple(survey.tensors), scale=1.0
-    )
-    return ChannelSegment(segment, probed, tuple((where[c], c.shape) for c in survey.uses))
+    block = ResidualBlock(name=segment.block.name, residual=channels, points=points, data=tuple(data))
+    columns = tuple((where[channel], channel.shape) for channel in survey.uses)
+    whole = ChannelSegment(segment, block, (points, *data), ends[-1], columns)
+    return replace(whole, is_linear=_is_linear(whole))
+
+
+def _is_linear(segment: ChannelSegment) -> bool:
+    generator = torch.Generator().manual_seed(0)
+
+    def derivative() -> Tensor:
+        q = torch.randn(segment.segment.n_points, segment.width, dtype=torch.float64, generator=generator)
+        return segment.derivative(q.to(segment.tensors[0].device))
+
+    one, other = derivative(), derivative()
+    # A NaN is no agreement.
+    return bool((one - other).abs().max() <= _SAME_DERIVATIVE * one.abs().max())
 
 
 def _derivative(u: Field, parts: Sequence[tuple[Tensor, ...]]) -> Tensor:

@@ -38,7 +38,9 @@ _LINEAR = 1e-6
 # Relative fall of ||F|| below which a step was the last; and the same distance from the linear prediction.
 _SMALL_FALL = 1e-3
 # Shares of the directions whose solutions the held-out rows judge, beside the rank of the one-shot solve.
-_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+_SHARES = (1 / 4, 1 / 2, 1)
+# Share of the directions by which such a rank differs from that of the one-shot solve at least.
+_APART = 0.1
 # First lambda over the norm of A_c, its factor from trial to trial, and how many are tried.
 _FIRST_DAMPING, _MORE, _MOST_TRIALS = 1e-6, 10.0, 12
 
@@ -69,7 +71,7 @@ def resolve(
         return one_shot
     if wanted == "auto" and _is_linear(prepared, basis, av, r0, one_shot):
         return one_shot
-    response = make_response(prepared, basis.v_local, one_shot.rotation, one_shot.c, r0)
+    response = make_response(prepared, basis.v_local, one_shot.rotation, one_shot.c, av, r0)
     solver = _GaussNewton(prepared, response)
     paths = solver.nested(_ranks(one_shot), r0)
     n_held = prepared.held_rows.n_rows
@@ -131,7 +133,7 @@ def _ranks(one_shot: Solution) -> list[int]:
     looked_at = [entry.rank for entry in one_shot.scan if entry.rank > 0]
     largest = looked_at[-1]
     found = {max((r for r in looked_at if r <= share * largest), default=looked_at[0]) for share in _SHARES}
-    return sorted(found | {one_shot.rank})
+    return sorted({one_shot.rank, *(r for r in found if abs(r - one_shot.rank) > _APART * largest)})
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ class _GaussNewton:
             if trial is None:
                 return _Path(c, loss, held, step, True)
             fallen = 1 - np.sqrt(trial.loss / loss)
-            is_as_predicted = damping == 0.0 and np.sqrt(trial.loss) <= (1 + _SMALL_FALL) * trial.predicted
+            missed = abs(np.sqrt(trial.loss) - trial.predicted)
+            is_as_predicted = damping == 0.0 and missed <= _SMALL_FALL * trial.predicted
             c, f, loss, held = trial.c, trial.f, trial.loss, trial.held_norm
             if fallen < _SMALL_FALL or is_as_predicted:
                 return _Path(c, loss, held, step + 1, True)

@@ -13,6 +13,7 @@ differentiation of the refined field, where the residual has no channels or Phi 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -143,9 +144,11 @@ class CachedResponse:
 
     Args:
         prepared: The prepared problem.
-        segments: Channels of the fitted and of the held-out rows of this rank.
+        segments: Channels of the fitted rows of this rank, and behind them of the held-out ones.
         v_local: Directions, shape (k, P_local).
         rotation: Orthonormal columns, shape (k, l).
+        av: Rows of J V, the modes of rows that are linear in u.
+        r0: Residual at the start.
 
     Collective: one block product of k columns with the channels.
     """
@@ -155,12 +158,36 @@ class CachedResponse:
     def __init__(
         self,
         prepared: PreparedProblem,
-        segments: tuple[list[ChannelSegment], list[ChannelSegment]],
+        segments: list[ChannelSegment],
         v_local: Array,
         rotation: Array,
+        av: FitAndHeld,
+        r0: FitAndHeld,
     ) -> None:
         self._comm = prepared.comm
-        self._fit, self._held = (_Modes(prepared, part, v_local, rotation) for part in segments)
+        self._device = prepared.model.device
+        self._n_fit = prepared.fit.n_rows
+        self._n_rows = prepared.fit.n_rows + prepared.held.n_rows
+        q0, modes = _curved_modes(prepared, [s for s in segments if not s.is_linear], v_local, rotation)
+        self._pieces: list[_Piece] = []
+        row = value = 0
+        for segment in segments:
+            n = segment.segment.n_points
+            rows = slice(row, row + segment.segment.n_rows)
+            row = rows.stop
+            if segment.is_linear:
+                first = 0 if rows.stop <= self._n_fit else self._n_fit
+                own, start = (av.fit, r0.fit) if first == 0 else (av.held, r0.held)
+                there = slice(rows.start - first, rows.stop - first)
+                turned = torch.from_numpy(rotation.T @ own[:, there]).to(self._device)
+                at_start = torch.from_numpy(start[there]).to(self._device)
+                self._pieces.append(_Piece(None, rows, at_start.view(n, -1), turned.view(len(turned), n, -1)))
+            else:
+                there = slice(value, value + n * segment.width)
+                value = there.stop
+                self._pieces.append(
+                    _Piece(segment, rows, q0[there].view(n, -1), modes[:, there].view(len(modes), n, -1))
+                )
 
     def residual(self, c: Array) -> FitAndHeld:
         """F(c).
@@ -173,7 +200,7 @@ class CachedResponse:
 
         Collective: agreement on errors.
         """
-        return agree(self._comm, lambda: FitAndHeld(self._fit.residual(c), self._held.residual(c)))
+        return agree(self._comm, lambda: self._residual(torch.from_numpy(c).to(self._device)))
 
     def jacobian(self, c: Array) -> FitAndHeld:
         """A_c.
@@ -186,75 +213,101 @@ class CachedResponse:
 
         Collective: agreement on errors.
         """
-        return agree(self._comm, lambda: FitAndHeld(self._fit.jacobian(c), self._held.jacobian(c)))
+        return agree(self._comm, lambda: self._jacobian(torch.from_numpy(c).to(self._device)))
 
+    def _residual(self, c: Tensor) -> FitAndHeld:
+        out = torch.empty(self._n_rows, dtype=torch.float64, device=self._device)
+        for piece in self._pieces:
+            with torch.no_grad():
+                q = piece.at(c)
+                out[piece.rows] = q.reshape(-1) if piece.segment is None else piece.segment.residual(q)
+        return self._split(out)
 
-class _Modes:
-    """Channels q0 of the start and Phi of the directions, at one set of this rank's rows."""
-
-    def __init__(
-        self, prepared: PreparedProblem, segments: list[ChannelSegment], v_local: Array, rotation: Array
-    ) -> None:
-        comm, model, plan = prepared.comm, prepared.model, prepared.plan
-        self._segments = segments
-        self._device = model.device
-        parts = tuple(s.channels for s in segments)
-        n_values = sum(part.n_rows for part in parts)
-        rows = LocalRows(parts, 0, n_values, model.device)
-
-        def operator() -> JacobianOperator:
-            structures = examine_blocks([p.block for p in parts], [p.probe for p in parts], model)
-            found: JacobianOperator
-            if isinstance(structures, NotFactored):
-                found = MatrixFreeJacobian(
-                    model, rows, columns_per_tile=plan.columns_per_tile, tile_bytes=plan.tile_bytes
-                )
-            else:
-                # Each chunk of columns passes once, so that nothing is gained by keeping the factors.
-                found = FactoredJacobian(model, rows, structures, tile_bytes=plan.tile_bytes, hold=False)
-            return found if prepared.free is None else RestrictedJacobian(found, prepared.free)
-
-        self._q0 = agree(comm, lambda: rows.residual(model.field()))
-        modes = DistributedJacobian(comm, agree(comm, operator), plan.columns_per_chunk).jv(v_local)
-        n_directions = rotation.shape[1]
-        for columns in even_tiles(n_values, _ROWS):
-            modes[:n_directions, columns] = rotation.T @ modes[:, columns]
-        self._modes = torch.from_numpy(modes[:n_directions]).to(self._device)
-
-    def residual(self, c: Array) -> Array:
-        with torch.no_grad():
-            pieces = [s.residual(q) for s, q, _ in self._at(c)]
-        return np.concatenate([np.zeros(0), *(p.cpu().numpy() for p in pieces)])
-
-    def jacobian(self, c: Array) -> Array:
-        n_rows = sum(s.segment.n_rows for s in self._segments)
-        out = torch.empty(len(c), n_rows, dtype=torch.float64, device=self._device)
-        row = 0
-        for segment, q, modes in self._at(c):
-            by_channel = segment.derivative(q)
-            rows = slice(row, row + segment.segment.n_rows)
+    def _jacobian(self, c: Tensor) -> FitAndHeld:
+        out = torch.empty(len(c), self._n_rows, dtype=torch.float64, device=self._device)
+        for piece in self._pieces:
+            modes = piece.modes[: len(c)]
+            if piece.segment is None:
+                out[:, piece.rows] = modes.flatten(1)
+                continue
+            by_channel = piece.segment.derivative(piece.at(c))
             for some in even_tiles(len(c), _DIRECTIONS):
-                values = torch.einsum("jne,nme->jnm", modes[some], by_channel)
-                out[some, rows] = values.flatten(1)
-            row = rows.stop
-        return out.cpu().numpy()
+                out[some, piece.rows] = torch.einsum("jne,nme->jnm", modes[some], by_channel).flatten(1)
+        return self._split(out)
 
-    def _at(self, c: Array) -> list[tuple[ChannelSegment, Tensor, Tensor]]:
-        """Each segment with q(c), shape (n, E), and the modes of its channels, shape (j, n, E)."""
-        modes = self._modes[: len(c)]
-        q = self._q0 + torch.from_numpy(c).to(self._device) @ modes
-        found, first = [], 0
-        for segment in self._segments:
-            n = segment.segment.n_points
-            here = slice(first, first + segment.channels.n_rows)
-            shape = (n, segment.width)
-            found.append((segment, q[here].view(shape), modes[:, here].view(len(c), *shape)))
-            first = here.stop
-        return found
+    def _split(self, rows: Tensor) -> FitAndHeld:
+        values = rows.cpu().numpy()
+        return FitAndHeld(values[..., : self._n_fit], values[..., self._n_fit :])
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Modes of a segment: of its channels, or of the rows themselves where these are linear in u.
+
+    Attributes:
+        segment: Its channels; None where the rows are linear in u, and so their own channels.
+        rows: Its rows among those of this rank, held-out behind fitted ones.
+        q0: Channels at the start, shape (n, E).
+        modes: Phi, shape (l, n, E).
+    """
+
+    segment: ChannelSegment | None
+    rows: slice
+    q0: Tensor
+    modes: Tensor
+
+    def at(self, c: Tensor) -> Tensor:
+        """Channels at some coefficients, shape (n, E)."""
+        change: Tensor = torch.tensordot(c, self.modes[: len(c)], dims=1)
+        return self.q0 + change
+
+
+def _curved_modes(
+    prepared: PreparedProblem, segments: list[ChannelSegment], v_local: Array, rotation: Array
+) -> tuple[Tensor, Tensor]:
+    """Channels of the start, and of the turned directions, at all segments: one after another."""
+    comm, model, plan = prepared.comm, prepared.model, prepared.plan
+    n_values = sum(s.segment.n_points * s.width for s in segments)
+
+    def operator() -> tuple[Array, JacobianOperator]:
+        rows = LocalRows(tuple(s.as_rows(model) for s in segments), 0, n_values, model.device)
+        # A block has one structure, be its points fitted or held out.
+        own = {segment.block.name: segment for segment in rows.segments}.values()
+        structures = examine_blocks([s.block for s in own], [s.probe for s in own], model)
+        found: JacobianOperator
+        if isinstance(structures, NotFactored):
+            found = MatrixFreeJacobian(
+                model, rows, columns_per_tile=plan.columns_per_tile, tile_bytes=plan.tile_bytes
+            )
+        else:
+            held = sum(structures[s.block.name].numbers_per_point * s.n_points for s in rows.segments)
+            room = _room(prepared) - 8 * (len(v_local) + 1) * n_values
+            found = FactoredJacobian(
+                model, rows, structures, tile_bytes=plan.tile_bytes, hold=8 * held <= room
+            )
+        q0 = rows.residual(model.field()).cpu().numpy()
+        return q0, found if prepared.free is None else RestrictedJacobian(found, prepared.free)
+
+    q0, local = agree(comm, operator)
+    modes = DistributedJacobian(comm, local, plan.columns_per_chunk).jv(v_local)
+    n_directions = rotation.shape[1]
+    for columns in even_tiles(n_values, _ROWS):
+        modes[:n_directions, columns] = rotation.T @ modes[:, columns]
+    return torch.from_numpy(q0).to(model.device), torch.from_numpy(modes[:n_directions]).to(model.device)
+
+
+def _numbers(segment: ChannelSegment) -> int:
+    """Numbers that a direction's modes take."""
+    return segment.segment.n_rows if segment.is_linear else segment.segment.n_points * segment.width
+
+
+def _room(prepared: PreparedProblem) -> int:
+    """Memory that the plan has not given away, in bytes."""
+    return prepared.plan.budget_bytes - prepared.plan.total_bytes
 
 
 def make_response(
-    prepared: PreparedProblem, v_local: Array, rotation: Array, at: Array, start: FitAndHeld
+    prepared: PreparedProblem, v_local: Array, rotation: Array, at: Array, av: FitAndHeld, r0: FitAndHeld
 ) -> Response:
     """The cached response where the residual has channels and memory has room; else the differentiated one.
 
@@ -263,7 +316,8 @@ def make_response(
         v_local: Directions, shape (k, P_local).
         rotation: Orthonormal columns, shape (k, l).
         at: Coefficients at which the two are compared, shape (j,).
-        start: Residual at the start, the scale of the comparison.
+        av: Rows of J V.
+        r0: Residual at the start.
 
     Returns:
         The response; of the same kind on all ranks.
@@ -273,29 +327,24 @@ def make_response(
     differentiated = DifferentiatedResponse(prepared, v_local, rotation)
     comm, model = prepared.comm, prepared.model
 
-    def survey() -> tuple[list[ChannelSegment], list[ChannelSegment]] | str:
+    def survey() -> list[ChannelSegment] | str:
         try:
-            fit, held = (
-                [find_channels(segment, model) for segment in rows.segments]
-                for rows in (prepared.fit, prepared.held)
-            )
+            return [
+                find_channels(segment, model) for segment in (*prepared.fit.segments, *prepared.held.segments)
+            ]
         except NoChannels as reason:
             return str(reason)
-        return fit, held
 
-    segments = agree(comm, survey)
-    n_values = 0
-    reason = segments if isinstance(segments, str) else ""
-    if not isinstance(segments, str):
-        n_values = sum(s.channels.n_rows for part in segments for s in part)
-    needed = 8 * (len(v_local) + 1) * max(comm.allgather(n_values))
-    room = prepared.plan.budget_bytes - prepared.plan.total_bytes
+    found = agree(comm, survey)
+    segments, reason = ([], found) if isinstance(found, str) else (found, "")
+    n_values = max(comm.allgather(sum(_numbers(s) for s in segments)))
+    needed, room = 8 * (len(v_local) + 1) * n_values, _room(prepared)
     if needed > room:
         reason = f"they need {needed / 2**20:.0f} MiB per rank, and {room / 2**20:.0f} MiB are left"
     reason = next((r for r in comm.allgather(reason) if r), "")
-    if not reason and not isinstance(segments, str):
-        cached = CachedResponse(prepared, segments, v_local, rotation)
-        difference = _relative_difference(prepared, cached, differentiated, at, start)
+    if not reason:
+        cached = CachedResponse(prepared, segments, v_local, rotation, av, r0)
+        difference = _relative_difference(prepared, cached, differentiated, at, r0)
         if difference <= _AGREEMENT:
             return cached
         reason = f"they miss the residual of the refined field by {difference:.1e}"
@@ -305,17 +354,19 @@ def make_response(
 
 
 def _relative_difference(
-    prepared: PreparedProblem, one: Response, other: Response, at: Array, start: FitAndHeld
+    prepared: PreparedProblem, one: Response, other: Response, at: Array, r0: FitAndHeld
 ) -> float:
     """Difference of two residuals at some coefficients, over the larger of them and the start's."""
     a, b = one.residual(at), other.residual(at)
-    pairs = ((a.fit, b.fit, start.fit), (a.held, b.held, start.held))
+    pairs = ((a.fit, b.fit, r0.fit), (a.held, b.held, r0.held))
     # Where the field leaves the domain of the residual, both must.
     sums = np.zeros(3)
-    for x, y, r0 in pairs:
+    for x, y, start in pairs:
         known = np.isfinite(y)
-        sums += [np.sum((x - y)[known] ** 2), np.sum(y[known] ** 2), np.sum(r0**2)]
+        with np.errstate(over="ignore"):
+            sums += [np.sum((x[known] - y[known]) ** 2), np.sum(y[known] ** 2), np.sum(start**2)]
         if not np.array_equal(np.isfinite(x), known):
             sums[0] = np.nan
     difference, size, at_start = np.sqrt(all_sum(prepared.comm, sums))
-    return float(difference / max(size, at_start))
+    # Where the squares overflow nothing can be said.
+    return float(difference / max(size, at_start)) if np.isfinite(size) else np.inf

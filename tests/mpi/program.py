@@ -63,6 +63,23 @@ def poisson(fail_on: int | None = None, nan_at: int | None = None, exit_on: int 
     )
 
 
+def riccati(logarithm: bool = False) -> Problem:
+    """u' + u^2 = 1 with u(0) = 0; or log(u + 1/2) = -1 - x, undefined on some ranks after a linear step."""
+    torch.manual_seed(2)
+    x = torch.linspace(0, 2, 150, dtype=torch.float64)[:, None]
+
+    def equation(u, x):
+        return torch.log(u(x) + 0.5) + 1 + x if logarithm else along(u, x) + u(x) ** 2 - 1
+
+    return Problem(
+        name="riccati",
+        model=MLP([1, 10, 10, 1]),
+        blocks=[ResidualBlock(name="equation", residual=equation, points=x)]
+        + ([] if logarithm else [ResidualBlock(name="start", residual=lambda u, x: u(x), points=x[:1])]),
+        evaluation=Evaluation(inputs=(x,), reference=torch.exp(-1 - x) - 0.5 if logarithm else torch.tanh(x)),
+    )
+
+
 def root(dead: bool = False) -> Problem:
     """A residual whose parameter derivative is infinite at a point (root of zero), or zero everywhere."""
     torch.manual_seed(3)
@@ -155,6 +172,12 @@ CASES = {
         SubspaceSettings(),
         {"type": "lsqr", "space": "full", "max_iterations": 40},
     ),
+    "resolve": (riccati, SubspaceSettings(rank=12, basis="svd", iterations=4), {}),
+    "resolve-logarithm": (
+        lambda: riccati(logarithm=True),
+        SubspaceSettings(rank=8, basis="svd", iterations=4),
+        {"resolve_steps": 30},
+    ),
     "own-validation": (validated, SubspaceSettings(rank=40), {}),
     "noise": (noise, SubspaceSettings(rank=20), {}),
     "infinite-derivative": (root, SubspaceSettings(rank=5), {}),
@@ -196,6 +219,7 @@ def run(case: str, output: str) -> None:
             unequal_ranks=sum(rows),
             rank=result.rank,
             train=[e["train"] for e in result.scan],
+            resolve_steps=result.checks["resolve_steps"],
             error=[result.error_before, result.error_after],
             residual=[result.residual_before, result.residual_linear, result.residual_true],
         )

@@ -31,6 +31,8 @@ AGREEING = [
     "empty-rank-nearly-square",
     "empty-rank-nearly-square-full",
     "own-validation",
+    "resolve",
+    "resolve-logarithm",
     "noise",
 ]
 RANK_COUNTS = (1, 2, 3, 5)
@@ -111,6 +113,14 @@ def test_rank_zero_wins_where_nothing_can_be_gained(by_rank_count):
     out = by_rank_count[2]["noise"]
     assert out["rank"] == 0
     assert not out["delta"].any()
+
+
+@pytest.mark.parametrize("case", ["resolve", "resolve-logarithm"])
+def test_nonlinear_residual_is_solved_again_and_falls_with_the_rank(by_rank_count, case):
+    out = by_rank_count[2][case]
+    assert out["resolve_steps"] > 1
+    assert out["residual"][2] < 1e-2 * out["residual"][0]
+    assert (np.diff(out["train"]) <= 0).all()
 
 
 def test_own_validation_rows_choose_the_rank_and_stay_out_of_the_fit(by_rank_count):
