@@ -39,6 +39,8 @@ def submit(options: argparse.Namespace) -> int:
     layout = RunLayout(check_directory(out, RunLayout(out).run.name, "--out"))
     if layout.run.exists():
         check_same_job(layout, read_record(layout), job)
+    if layout.stop.exists():
+        raise JobError(f"{layout.stop} asks for a stop: `lsr-hpc resume {layout.root} --submit` goes on")
     refuse_queued(submission)
     try:
         submission.root.mkdir(mode=0o700, exist_ok=True)

@@ -46,6 +46,7 @@ class Jobs:
         self.cluster = cluster
         self.home = home
         self.runs = Runs(home)
+        self._started: list[subprocess.Popen[str]] = []
         self.environment = (
             mpi_environment()
             | cluster.environment
@@ -87,18 +88,35 @@ class Jobs:
             *shape, *options, script, self.home / "job.toml", RUN=str(layout.root), **environment
         )
 
-    def lsr(self, *words: str | Path, code: int = 0, launcher: tuple[str, ...] = ()) -> str:
-        """A command of ours, outside any job; what it printed."""
-        done = subprocess.run(
+    def start(self, *words: str | Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """A command of ours in the background, outside any job."""
+        process = subprocess.Popen(
             [*launcher, BIN / "lsr-hpc", *words],
             cwd=self.home,
             env=self.environment,
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
         )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        self._started.append(process)
+        return process
+
+    def finished(self, process: subprocess.Popen[str], code: int = 0) -> str:
+        """What a command has printed at its end."""
+        printed, _ = process.communicate(timeout=90)
+        assert process.returncode == code, printed
+        return printed
+
+    def lsr(self, *words: str | Path, code: int = 0, launcher: tuple[str, ...] = ()) -> str:
+        """A command of ours to its end, outside any job; what it printed."""
+        return self.finished(self.start(*words, launcher=launcher), code)
+
+    def end_all(self) -> None:
+        """End what this test has started here and left."""
+        for process in self._started:
+            process.terminate()
+            process.communicate(timeout=20)
 
     def job(self, number: str) -> Job:
         """What SLURM says of a job."""
@@ -173,6 +191,7 @@ def jobs(cluster: Cluster, tmp_path: Path) -> Iterator[Jobs]:
         yield made
         until(lambda: not made.ranks(), 15, "the end of the ranks")
     finally:
+        made.end_all()
         cluster.command("scancel", "--user=root")
         until(lambda: not cluster.command("squeue", "--noheader"), 20, "an empty queue")
         # A node that was set down comes back by itself.

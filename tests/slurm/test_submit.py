@@ -262,6 +262,9 @@ def test_status_does_without_the_queue(slurm, tmp_path, capsys, trouble):
     assert asked(slurm)[-4:] == ["scancel", "--batch", "--signal=USR1", "17"]
     assert layout.stop.exists()
 
+    assert main(["submit", "job.toml", "--out", "run"]) == 2
+    assert "STOP asks for a stop" in capsys.readouterr().err
+
     if trouble == "fails":
         (slurm / "squeue.fails").touch()
     elif trouble == "garbage":

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lsr_hpc.job import load_job
+from lsr_hpc.pipeline.record import write_record
 from tests.mpi.conftest import REPOSITORY
 from tests.pipeline.conftest import events, result
 from tests.slurm.cluster import until
@@ -60,6 +62,21 @@ def test_rounds_finish_over_two_nodes(jobs):
     assert "--nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=1" in command
 
 
+def test_instances_run_side_by_side_on_nodes_of_their_own(jobs):
+    layout = jobs.begun("held_up", instances=2, instances_at_once=2)
+    number = jobs.iterate(layout, RANKS="1")
+    is_at_work(layout)
+    # The first one holds its node until it is asked to stop.
+    until(lambda: "instance 1 round 2 done" in jobs.log(number), 40, "the second instance")
+    jobs.cluster.command("scancel", "--batch", "--signal=USR1", number)
+    job = jobs.ended(number)
+    assert (job.state, job.restarts) == ("COMPLETED", 1), jobs.log(number)
+    assert [entry["total"] for entry in result(layout)["instances"]] == [3, 3]
+    command = layout.attempt(1, 0, 1).command.read_text()
+    assert "srun --exact" in command
+    assert "--nodes=1 --ntasks=1 --ntasks-per-node=1" in command
+
+
 def test_a_preempted_job_goes_on_where_it_was(jobs):
     layout = jobs.begun("held_up")
     number = jobs.iterate(layout)
@@ -94,7 +111,7 @@ def test_a_job_that_is_told_to_stop_writes_a_checkpoint_and_is_not_requeued(jobs
     layout = jobs.begun("held_up")
     number = jobs.iterate(layout)
     is_at_work(layout)
-    jobs.lsr("stop", layout.root)
+    assert f"asked job {number} to stop" in jobs.lsr("stop", layout.root)
     job = jobs.ended(number, 30)
     assert (job.state, job.exit_code, job.restarts) == ("FAILED", "75:0", 0)
     assert statuses(layout) == ["yielded"]
@@ -213,9 +230,15 @@ def test_one_shot_over_two_nodes_is_the_same_as_by_mpiexec(jobs):
 def test_the_time_limit_costs_nothing_but_time(jobs):
     gate = jobs.home / "gate"
     layout = jobs.runs.layout(jobs.home / "run")
-    write_job(jobs.home / "job.toml", gate)
-    # SLURM counts in minutes and is 10 to 30 s early: the signal comes within the first half of this one.
+    layout.root.mkdir(mode=0o700)
+    # Begun already, because there is little time to look at the problem.
+    write_record(layout, load_job(write_job(jobs.home / "job.toml", gate)), "damped sine", 1)
+    # SLURM counts in minutes and is about 20 s early: the signal comes within the first half of this one.
     number = jobs.iterate(layout, "--time=1", "--signal=B:USR1@25")
+    is_at_work(layout)
+    # Meanwhile, as the ranks of the job do little but sleep.
+    undisturbed = jobs.home / "undisturbed"
+    other = jobs.start("run", write_job(jobs.home / "other.toml"), "--out", undisturbed)
     until(lambda: jobs.job(number).restarts == 1, 75, "the requeue")
     # Room for what a busy machine needs, so that once is enough.
     jobs.cluster.command("scontrol", "update", f"jobid={number}", "timelimit=10")
@@ -223,8 +246,7 @@ def test_the_time_limit_costs_nothing_but_time(jobs):
     job = jobs.ended(number)
     assert (job.state, job.restarts) == ("COMPLETED", 1), jobs.log(number)
     assert statuses(layout) == ["yielded", "done"]
-    undisturbed = jobs.home / "undisturbed"
-    jobs.lsr("run", write_job(jobs.home / "other.toml"), "--out", undisturbed)
+    jobs.finished(other)
     np.testing.assert_allclose(values(layout.root), values(undisturbed), rtol=0, atol=1e-10)
 
 
