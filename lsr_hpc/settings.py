@@ -355,8 +355,7 @@ class IterateSettings:
         rounds: Most rounds.
         resample: Whether every round draws new points; the problem must know how.
         ranks: ``subspace.rank`` of round after round, the last one repeated; empty for the same in all.
-        warm_share: Share of a round's Krylov basis that is taken over from the round before; no more than half
-            of it ever is.
+        warm_share: Share of a round's Krylov basis that is taken over from the round before; at most half.
         objective: What the network is aligned to: ``"residual"`` (the problem's own loss), ``"targets"`` (the
             values of the refined predictor), or ``"pseudo_time"`` (published: the loss, with
             ``(u - target) / pseudo_time`` added to the largest block).
