@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lsr_hpc.autodiff import push_forward
+from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.jacobian.probe import probe_block
 from lsr_hpc.problem import Field, ResidualBlock
@@ -58,31 +59,17 @@ class ChannelSegment:
 
     Attributes:
         segment: The segment of the residual.
-        channels: A block whose "residual" is all channels, E components per point.
-        tensors: Its points and data.
         width: Number E of channel values per point.
         columns: For each use of the field in the residual, in order of evaluation: its columns among the E,
             and the shape of its value at one point.
-        is_linear: Whether N is affine: its derivative is the same at two random places.
+        rows: A segment whose "residual" is all channels, E rows per point, for products with their Jacobian;
+            None where N is affine, so that the rows of the residual itself will do.
     """
 
     segment: Segment
-    channels: ResidualBlock
-    tensors: tuple[Tensor, ...]
     width: int
     columns: tuple[tuple[slice, tuple[int, ...]], ...]
-    is_linear: bool = False
-
-    def as_rows(self, model: FunctionalModel) -> Segment:
-        """The channels as a segment of E rows per point, for products with their Jacobian.
-
-        Args:
-            model: The network.
-
-        Returns:
-            The segment.
-        """
-        return Segment(self.channels, probe_block(self.channels, model), self.tensors, 1.0)
+    rows: Segment | None = None
 
     def residual(self, q: Tensor) -> Tensor:
         """N(q), row-scaled.
@@ -154,19 +141,26 @@ def find_channels(segment: Segment, model: FunctionalModel) -> ChannelSegment:
             dim=1,
         )
 
+    columns = tuple((where[channel], channel.shape) for channel in survey.uses)
+    whole = ChannelSegment(segment, ends[-1], columns)
+    if _is_linear(whole):
+        return whole
     points, *data = survey.tensors
     block = ResidualBlock(name=segment.block.name, residual=channels, points=points, data=tuple(data))
-    columns = tuple((where[channel], channel.shape) for channel in survey.uses)
-    whole = ChannelSegment(segment, block, (points, *data), ends[-1], columns)
-    return replace(whole, is_linear=_is_linear(whole))
+    try:
+        probe = probe_block(block, model)
+    except JobError as error:
+        raise NoChannels(str(error)) from error
+    return replace(whole, rows=Segment(block, probe, (points, *data), 1.0))
 
 
 def _is_linear(segment: ChannelSegment) -> bool:
+    """Whether N has the same derivative at two random places."""
     generator = torch.Generator().manual_seed(0)
 
     def derivative() -> Tensor:
         q = torch.randn(segment.segment.n_points, segment.width, dtype=torch.float64, generator=generator)
-        return segment.derivative(q.to(segment.tensors[0].device))
+        return segment.derivative(q.to(segment.segment.tensors[0].device))
 
     one, other = derivative(), derivative()
     # A NaN is no agreement.

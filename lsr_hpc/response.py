@@ -168,14 +168,14 @@ class CachedResponse:
         self._device = prepared.model.device
         self._n_fit = prepared.fit.n_rows
         self._n_rows = prepared.fit.n_rows + prepared.held.n_rows
-        q0, modes = _curved_modes(prepared, [s for s in segments if not s.is_linear], v_local, rotation)
+        q0, modes = _curved_modes(prepared, segments, v_local, rotation)
         self._pieces: list[_Piece] = []
         row = value = 0
         for segment in segments:
             n = segment.segment.n_points
             rows = slice(row, row + segment.segment.n_rows)
             row = rows.stop
-            if segment.is_linear:
+            if segment.rows is None:
                 first = 0 if rows.stop <= self._n_fit else self._n_fit
                 own, start = (av.fit, r0.fit) if first == 0 else (av.held, r0.held)
                 there = slice(rows.start - first, rows.stop - first)
@@ -265,12 +265,13 @@ class _Piece:
 def _curved_modes(
     prepared: PreparedProblem, segments: list[ChannelSegment], v_local: Array, rotation: Array
 ) -> tuple[Tensor, Tensor]:
-    """Channels of the start, and of the turned directions, at all segments: one after another."""
+    """Channels of the start, and of the turned directions, where rows are not linear in u, in order."""
     comm, model, plan = prepared.comm, prepared.model, prepared.plan
-    n_values = sum(s.segment.n_points * s.width for s in segments)
+    curved = tuple(s.rows for s in segments if s.rows is not None)
+    n_values = sum(rows.n_rows for rows in curved)
 
     def operator() -> tuple[Array, JacobianOperator]:
-        rows = LocalRows(tuple(s.as_rows(model) for s in segments), 0, n_values, model.device)
+        rows = LocalRows(curved, 0, n_values, model.device)
         # A block has one structure, be its points fitted or held out.
         own = {segment.block.name: segment for segment in rows.segments}.values()
         structures = examine_blocks([s.block for s in own], [s.probe for s in own], model)
@@ -298,7 +299,7 @@ def _curved_modes(
 
 def _numbers(segment: ChannelSegment) -> int:
     """Numbers that a direction's modes take."""
-    return segment.segment.n_rows if segment.is_linear else segment.segment.n_points * segment.width
+    return segment.segment.n_rows if segment.rows is None else segment.rows.n_rows
 
 
 def _room(prepared: PreparedProblem) -> int:

@@ -83,27 +83,29 @@ def test_poisson_small(lsr, tmp_path):
     assert (result["params"], result["rows"]) == (3_297, 2_200)
     assert 2e-2 <= result["error"]["before"] <= 1e-1
     assert result["error"]["after"] <= 5e-7
-    # The equation is linear: the linearised residual is the true one.
+    # The equation is linear: the linearised residual is the true one, and nothing is solved again.
     assert result["residual"]["true"] == pytest.approx(result["residual"]["linear"], rel=1e-6)
+    assert result["checks"]["resolve_steps"] == 0
     assert_training_residual_never_rises(result)
 
 
 def test_burgers2d_small(lsr, tmp_path):
-    """The front takes a hundredth of the domain; the equation is not linear, so one shot goes only so far."""
+    """The front takes a hundredth of the domain; one shot ends at the linearisation, the re-solve goes on."""
     result = refine(lsr, tmp_path / "run", "jobs/burgers2d.toml", "--preset", "small")
     assert (result["params"], result["rows"]) == (3_297, 12_600)
     assert 5e-3 <= result["error"]["before"] <= 2e-2
-    assert result["error"]["after"] <= 1e-3
-    assert result["residual"]["linear"] < result["residual"]["true"] < result["residual"]["before"]
+    assert result["error"]["after"] <= 4e-4
+    assert result["checks"]["resolve_steps"] > 1
+    assert result["residual"]["true"] < 0.1 * result["residual"]["before"]
     assert_training_residual_never_rises(result)
 
 
 def test_burgers_operator_small(lsr, tmp_path):
     result = refine(lsr, tmp_path / "run", "jobs/burgers_operator.toml", "--preset", "small")
     assert len(result["instances"]) == 3
-    assert all(i["error"]["after"] <= 0.5 * i["error"]["before"] for i in result["instances"])
-    assert all(i["residual"]["true"] < i["residual"]["before"] for i in result["instances"])
-    assert result["error"]["after"] <= 0.25 * result["error"]["before"]
+    assert all(i["error"]["after"] <= 0.15 * i["error"]["before"] for i in result["instances"])
+    assert all(i["residual"]["true"] <= 0.15 * i["residual"]["before"] for i in result["instances"])
+    assert result["error"]["after"] <= 1.5e-2
     assert_training_residual_never_rises(result)
 
 
