@@ -46,7 +46,7 @@ _CASES: dict[str, list[tuple[str, list[str], float]]] = {
         ("burgers_operator", ["subspace.rank=300"], 180.0),
     ],
 }
-_TANGENT = {"optimizer": "tangent", "steps": 5, "tangent_rank": 400}
+_TANGENT = {"optimizer": "tangent", "steps": 10, "tangent_rank": 400}
 _ROUNDS: dict[str, dict[str, Any]] = {
     "rounds, tangent steps on the loss": _TANGENT | {"objective": "residual"},
     "rounds, tangent steps on the targets": _TANGENT | {"objective": "targets"},

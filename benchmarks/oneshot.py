@@ -153,8 +153,8 @@ def ours(case: Case) -> Measurement:
     """
     from mpi4py import MPI
 
+    from lsr_hpc.oneshot import refine
     from lsr_hpc.petsc import start
-    from lsr_hpc.refine import refine
 
     start()
     problem, settings = load(case)

@@ -106,9 +106,9 @@ def measure(case: Case) -> Measurement:
     from mpi4py import MPI
 
     from lsr_hpc.least_squares.reduced import reduce_rows
+    from lsr_hpc.oneshot import refine
     from lsr_hpc.petsc import start
     from lsr_hpc.prepare import prepare
-    from lsr_hpc.refine import refine
 
     start()
     world = MPI.COMM_WORLD

@@ -212,9 +212,9 @@ def project(case: Case, scratch: str, variants: list[dict[str, Any]]) -> list[Me
     from mpi4py import MPI
 
     from lsr_hpc.comm import gather_panel
+    from lsr_hpc.oneshot import make_basis, start_residual
     from lsr_hpc.petsc import start
     from lsr_hpc.prepare import prepare
-    from lsr_hpc.refine import make_basis, start_residual
 
     start()
     comm = MPI.COMM_WORLD

@@ -26,7 +26,7 @@ _PUBLIC = {
     "SubspaceSettings": "settings",
     "HeldOutSettings": "settings",
     "ComputeSettings": "settings",
-    "refine": "refine",
+    "refine": "oneshot",
 }
 __all__ = [*sorted(_PUBLIC), "__version__"]
 

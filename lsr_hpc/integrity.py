@@ -7,12 +7,13 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lsr_hpc.errors import EnvironmentProblem, JobError
+from lsr_hpc.publish import publish_file
 from lsr_hpc.store import file_digest, read_manifest, write_manifest
 
 __all__ = [
@@ -199,21 +200,25 @@ def names_faults(directory: Path, expected: set[str]) -> list[Fault]:
     return missing + [Fault(name, "extra", "does not belong there") for name in sorted(found - expected)]
 
 
-def seal(directory: Path) -> None:
-    """Record every file below a directory in its ``MANIFEST.json``; to be done last.
+def seal(directory: Path, files: Sequence[Path] | None = None) -> None:
+    """Record files below a directory in its ``MANIFEST.json``, which appears whole; to be done last.
 
     Args:
         directory: The directory.
+        files: Which of them; None takes all.
 
     Raises:
         OSError: If a file cannot be read or the manifest not be written.
     """
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
+    manifest = directory / MANIFEST
+    if files is None:
+        files = [path for path in directory.rglob("*") if path.is_file() and path != manifest]
     records = {
-        p.relative_to(directory).as_posix(): FileRecord(p.stat().st_size, file_digest(p)) for p in paths
+        p.relative_to(directory).as_posix(): asdict(FileRecord(p.stat().st_size, file_digest(p)))
+        for p in sorted(files)
     }
-    files = {name: asdict(record) for name, record in records.items()}
-    write_manifest(directory / MANIFEST, {"schema": _SCHEMA, "kind": _KIND, "files": files})
+    with publish_file(manifest) as temporary:
+        write_manifest(temporary, {"schema": _SCHEMA, "kind": _KIND, "files": records})
 
 
 def read_seal(directory: Path) -> Mapping[str, FileRecord] | Fault:

@@ -213,9 +213,9 @@ def _refine_all(
     import torch
 
     from lsr_hpc.comm import agree, on_first
+    from lsr_hpc.oneshot import refine
     from lsr_hpc.plan import peak_rss_bytes
     from lsr_hpc.predictor import RefinedPredictor
-    from lsr_hpc.refine import refine
     from lsr_hpc.report_text import headline, instance_line, summary_lines
     from lsr_hpc.run_directory import FinishedRun
 

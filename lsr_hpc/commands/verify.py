@@ -105,13 +105,28 @@ def _run_units(directory: Path) -> Iterator[_Unit]:
     yield _job_unit(directory / _JOB, job_sha256)
     for instance in sorted((directory / _CHECKPOINTS).glob("instance-*")):
         yield from _checkpoint_units(instance, job_sha256)
-    for name in ("spec.json", RUN_MARKER):
+    for name in ("spec.json", RUN_MARKER, "crash.rank-*.json"):
         for path in sorted((directory / "steps").glob(f"*/*/*/{name}")):
             content = read_signed(path)
             relative = path.relative_to(directory).as_posix()
             yield _unit(relative, content if isinstance(content, Fault) else None)
+    yield from _delivered_units(directory)
     if (directory / _PREDICTOR).exists():
         yield _predictor_unit(directory / _PREDICTOR)
+
+
+def _delivered_units(directory: Path) -> Iterator[_Unit]:
+    """What a run delivers at its end; sealed then, and without digests while it goes on."""
+    if (directory / MANIFEST).exists():
+        records = read_seal(directory)
+        yield _unit(MANIFEST, records if isinstance(records, Fault) else None)
+        if not isinstance(records, Fault):
+            delivered = [name for name in records if not name.startswith(f"{_PREDICTOR}/")]
+            yield from (_unit(name, file_fault(directory / name, records[name])) for name in delivered)
+        return
+    for name in (RUN_MARKER, "metrics.jsonl", "figures", "network"):
+        if (directory / name).exists():
+            yield _Unit(name, _UNCHECKED, "sealed at the end of the run: `lsr-hpc resume`")
 
 
 def _unit(name: str, fault: Fault | None) -> _Unit:

@@ -37,11 +37,11 @@ from lsr_hpc.iterative.state import (
     restored_cut,
 )
 from lsr_hpc.iterative.stopping import why_stop
+from lsr_hpc.oneshot import refine_prepared
 from lsr_hpc.params import ParameterLayout
 from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import prepare, with_rank
 from lsr_hpc.problem import Problem
-from lsr_hpc.refine import refine_prepared
 from lsr_hpc.settings import HeldOutSettings, IterateSettings, RefineSettings, SubspaceSettings
 from lsr_hpc.snapshot import Boundary, Cut, MemoryState, SavedState, Snapshot, no_boundary
 

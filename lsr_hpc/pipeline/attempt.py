@@ -7,7 +7,6 @@ both it was ended from outside, and is worth another attempt.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -27,6 +26,7 @@ from lsr_hpc.pipeline.launch import Launcher
 from lsr_hpc.pipeline.layout import AttemptFiles
 from lsr_hpc.pipeline.lease import revoke
 from lsr_hpc.pipeline.spec import StepResult, StepSpec, read_result, write_spec
+from lsr_hpc.store import read_manifest
 
 __all__ = ["EndedOutside", "StopRequest", "read_outcome", "run_attempt"]
 
@@ -256,8 +256,8 @@ def read_outcome(files: AttemptFiles) -> StepResult | EndedOutside:
 
 def _read_crash(path: Path) -> dict[str, Any]:
     crash = {"time": 0.0, "message": f"a rank crashed, see {path}", "exit_code": int(ExitCode.CRASH)}
-    with suppress(OSError, ValueError):
-        crash |= json.loads(path.read_text(encoding="utf-8"))
+    with suppress(JobError):
+        crash |= read_manifest(path)
     return crash
 
 

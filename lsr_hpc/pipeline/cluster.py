@@ -15,11 +15,12 @@ from typing import Any
 
 import dask.config
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker
+from distributed.core import Status
 from distributed.security import Security
 
 from lsr_hpc.settings import RunSettings
 
-__all__ = ["LAUNCHER", "start_cluster"]
+__all__ = ["LAUNCHER", "replace_lost_workers", "start_cluster"]
 
 LAUNCHER = "launcher"
 _CONFIG = {
@@ -76,3 +77,22 @@ def start_cluster(settings: RunSettings) -> Iterator[Client]:
     ):
         cluster.scale(1 + settings.light_workers)
         yield client
+
+
+def replace_lost_workers(client: Client, settings: RunSettings) -> None:
+    """Start light workers anew that Dask has given up: killed while they were starting, or too often.
+
+    Args:
+        client: Client of :func:`start_cluster`.
+        settings: The settings that it was given.
+    """
+    cluster: Any = client.cluster
+
+    def forget_the_dead() -> None:
+        for name, worker in list(cluster.workers.items()):
+            if worker.status in {Status.failed, Status.closed}:
+                del cluster.workers[name]
+
+    # In the cluster's own thread, before it looks for what is missing.
+    cluster.loop.add_callback(forget_the_dead)
+    cluster.scale(1 + settings.light_workers)

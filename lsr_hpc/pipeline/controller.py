@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from distributed import Client, Future, KilledWorker
 from lsr_hpc.errors import ExitCode, LsrError
 from lsr_hpc.pipeline import light
 from lsr_hpc.pipeline.advance import ACTIVE, Control, Outcome, State, advance
-from lsr_hpc.pipeline.cluster import LAUNCHER
+from lsr_hpc.pipeline.cluster import LAUNCHER, replace_lost_workers
 from lsr_hpc.pipeline.lock import ControllerLock
 from lsr_hpc.pipeline.progress import InstanceProgress
 from lsr_hpc.pipeline.spec import StepResult
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _LINKS_AHEAD = 2
 _LOOK_EVERY_S = 0.5
+_LOOK_AT_WORKERS_S = 10.0
 # How often a light task is tried whose worker was killed.
 _LIGHT_TRIES = 3
 
@@ -169,8 +171,12 @@ class Controller:
     def _wait(self) -> None:
         """Take outcomes as they come, until there are no more to come or patience ends."""
         stop = self._control.stop
+        looked = time.monotonic()
         while self._chains or (self._light and not stop.is_over):
             self._lock.touch()
+            if time.monotonic() - looked > _LOOK_AT_WORKERS_S:
+                looked = time.monotonic()
+                replace_lost_workers(self._client, self._control.settings)
             if not stop.is_set and self._control.layout.stop.exists():
                 log.info("%s is there: stopping", self._control.layout.stop)
                 stop.ask()

@@ -6,6 +6,7 @@ Runs on Dask workers that know no MPI, from files alone.
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -41,7 +42,7 @@ def after_round(run: Path, instance: int, result: StepResult) -> dict[str, Any]:
         return {}
     from lsr_hpc.pipeline.figures import draw_rounds
 
-    draw_rounds(RunLayout(run).figures / f"instance-{instance:04d}.png", state.records)
+    draw_rounds(_figure(RunLayout(run), instance), state.records)
     return _evaluated(_family(RunLayout(run)).instance(instance), state)
 
 
@@ -56,6 +57,7 @@ def at_end(run: Path, results: Sequence[StepResult | None]) -> dict[str, Any]:
         Fields of ``result.json``.
     """
     from lsr_hpc.iterative.stopping import advice
+    from lsr_hpc.pipeline.figures import draw_rounds
     from lsr_hpc.predictor import RefinedPredictor, save_predictors
     from lsr_hpc.versions import versions
 
@@ -69,6 +71,7 @@ def at_end(run: Path, results: Sequence[StepResult | None]) -> dict[str, Any]:
         state = None if result is None else _state(layout, instance, result)
         if state is None or state.predictor is None or state.network is None:
             continue
+        draw_rounds(_figure(layout, instance), state.records)
         problem = family.instance(instance)
         network, predictor = _network(problem, state), _predictor(problem, state)
         predictors.append(predictor)
@@ -78,6 +81,9 @@ def at_end(run: Path, results: Sequence[StepResult | None]) -> dict[str, Any]:
         return {"refined_instances": 0}
     save_predictors(layout.predictor, predictors)
     _save_networks(layout.network, [e["instance"] for e in entries], networks)
+    for directory in (layout.predictor, layout.network):
+        # Of an end that was killed before result.json was written.
+        shutil.rmtree(directory.with_name(directory.name + ".previous"), ignore_errors=True)
     first = entries[0]
     content: dict[str, Any] = {
         "refined_instances": len(entries),
@@ -110,6 +116,10 @@ def _state(layout: RunLayout, instance: int, result: StepResult) -> IterateState
     store = CheckpointStore(layout.checkpoints(instance), read_record(layout).job_sha256)
     state = IterateState.restored(store.load(comm, result.checkpoint), comm)
     return state if state.records else None
+
+
+def _figure(layout: RunLayout, instance: int) -> Path:
+    return layout.figures / f"instance-{instance:04d}.png"
 
 
 def _family(layout: RunLayout) -> ProblemFamily:

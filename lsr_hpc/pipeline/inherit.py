@@ -10,14 +10,16 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from lsr_hpc.checkpoint.manifest import examine
 from lsr_hpc.pipeline.attempt import EndedOutside
 from lsr_hpc.pipeline.layout import AttemptFiles, RunLayout
 from lsr_hpc.pipeline.lease import revoke
 from lsr_hpc.pipeline.progress import InstanceProgress
 
-__all__ = ["delete_half_written", "end_abandoned", "marker"]
+__all__ = ["delete_half_written", "end_abandoned", "marker", "reopened"]
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,35 @@ def end_abandoned(progress: Sequence[InstanceProgress]) -> None:
                     os.kill(pid, signal.SIGKILL)
             until = time.monotonic() + _PATIENCE_S
         time.sleep(_LOOK_EVERY_S)
+
+
+def reopened(layout: RunLayout, at: InstanceProgress) -> InstanceProgress:
+    """Have the last round of a finished instance done again if its checkpoint is lost.
+
+    Args:
+        layout: The run directory.
+        at: How far the instance is.
+
+    Returns:
+        That, or the same without its end: the next step goes on from the newest intact checkpoint.
+
+    Raises:
+        JobError: If the checkpoint was written by another version of this package.
+        EnvironmentProblem: If it may be intact but cannot be read.
+    """
+    last = at.last
+    if last is None or not last.is_finished or last.checkpoint is None:
+        return at
+    faults = examine(layout.checkpoints(at.instance) / last.checkpoint.name)
+    if not faults:
+        return at
+    log.warning(
+        "instance %d: its last checkpoint is damaged (%s): going on from the one before",
+        *(at.instance, faults[0]),
+    )
+    not_yet = replace(last, is_finished=False)
+    attempts = (replace(a, outcome=not_yet) if a.outcome is last else a for a in at.attempts)
+    return replace(at, attempts=tuple(attempts))
 
 
 def _processes_of(attempts: Sequence[AttemptFiles]) -> list[int]:

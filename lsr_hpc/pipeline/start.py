@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
+from lsr_hpc.integrity import MANIFEST
 from lsr_hpc.job import Job
 from lsr_hpc.pipeline.attempt import StopRequest
-from lsr_hpc.pipeline.inherit import delete_half_written, end_abandoned, marker
+from lsr_hpc.pipeline.inherit import delete_half_written, end_abandoned, marker, reopened
 from lsr_hpc.pipeline.journal import Journal
 from lsr_hpc.pipeline.launch import Launcher, choose_launcher, step_environment
 from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.lock import SILENT_S, ControllerLock
 from lsr_hpc.pipeline.progress import read_progress
 from lsr_hpc.pipeline.record import RunRecord, check_same_job, read_record, write_record
+from lsr_hpc.pipeline.sealing import break_seal, seal_faults, seal_run
 from lsr_hpc.publish import check_directory, publish_file
 
 if TYPE_CHECKING:
@@ -180,9 +182,10 @@ def _go_on(order: _Order, resume: bool) -> int:
 
 def _is_done(layout: RunLayout) -> bool:
     try:
-        return bool(json.loads(layout.result.read_text(encoding="utf-8"))["status"] == "done")
+        is_done = json.loads(layout.result.read_text(encoding="utf-8"))["status"] == "done"
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    return is_done and not seal_faults(layout)
 
 
 def _carry_out(client: Client, order: _Order, record: RunRecord, lock: ControllerLock) -> int:
@@ -192,6 +195,9 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
     started = time.perf_counter()
     layout, settings = order.layout, order.job.run
     with _logging_to(layout.log):
+        is_sealed = (layout.root / MANIFEST).exists()
+        damaged = [fault.file for fault in seal_faults(layout)] if is_sealed else []
+        break_seal(layout)
         journal = Journal(layout.metrics)
         control = Control(
             layout=layout,
@@ -202,7 +208,10 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
             journal=journal,
             stop=order.stop,
         )
-        progress = [read_progress(layout, i) for i in range(record.instances)]
+        if damaged:
+            log.warning("damaged: %s; made again, but for events that are lost", ", ".join(damaged))
+            journal.write("damaged", files=damaged)
+        progress = [reopened(layout, read_progress(layout, i)) for i in range(record.instances)]
         end_abandoned(progress)
         rounds = sum(at.next_round for at in progress)
         log.info(
@@ -222,7 +231,8 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
         controller = Controller(client, control, lock)
         outcomes = controller.run(progress)
         code = exit_code_of(outcomes)
-        if all(outcome.state in {"finished", "failed"} for outcome in outcomes):
+        is_at_end = all(outcome.state in {"finished", "failed"} for outcome in outcomes)
+        if is_at_end:
             content = {
                 "schema": 1,
                 "kind": "run",
@@ -234,6 +244,8 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
         seconds = time.perf_counter() - started
         journal.write("ended", exit_code=int(code), wall_s=round(seconds, 3))
         journal.close()
+        if is_at_end:
+            seal_run(layout)
         log.info("exit %d after %.1f s: %s", code, seconds, _MEANINGS[code].format(root=layout.root))
     return int(code)
 

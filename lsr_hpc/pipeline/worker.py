@@ -7,7 +7,6 @@ The numerical libraries are imported by the body, once the world is known to be 
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from lsr_hpc.pipeline.heartbeat import Heartbeat, StopFlag
 from lsr_hpc.pipeline.layout import AttemptFiles, RunLayout
 from lsr_hpc.pipeline.lease import Lease, take
 from lsr_hpc.pipeline.spec import StepResult, StepSpec, read_spec, write_result
+from lsr_hpc.store import write_manifest
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -128,7 +128,7 @@ def _end_all_ranks(comm: MPI.Comm, files: AttemptFiles, error: BaseException) ->
     }
     print(f"{where}: {cause}; all ranks are ended", file=sys.stderr, flush=True)
     try:
-        files.crash(comm.rank).write_text(json.dumps(crash, indent=1) + "\n", encoding="utf-8")
+        write_manifest(files.crash(comm.rank), crash)
     except OSError as problem:
         print(f"no crash file: {problem}", file=sys.stderr, flush=True)
     # A moment for the message to travel before the launcher tears the pipes down.

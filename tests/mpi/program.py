@@ -25,7 +25,7 @@ from lsr_hpc import (
 from lsr_hpc.commands.refine import _end_all_ranks
 from lsr_hpc.derivatives import along, second_along
 from lsr_hpc.models import MLP
-from lsr_hpc.refine import refine
+from lsr_hpc.oneshot import refine
 
 comm = MPI.COMM_WORLD
 torch.set_num_threads(1)

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from pathlib import Path
 
+from lsr_hpc.checkpoint.store import CheckpointStore
+from lsr_hpc.comm import OneProcess
 from lsr_hpc.errors import AccuracyError, EnvironmentProblem
+from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.spec import CheckpointId, StepResult, StepSpec
-from lsr_hpc.store import file_digest
+from lsr_hpc.snapshot import Snapshot
 
 ROUNDS = 3
 
 
-def _checkpoint(spec: StepSpec, name: str, content: object) -> CheckpointId:
-    directory = Path(spec.run_directory) / "checkpoints" / f"instance-{spec.instance:04d}" / name
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "state.json").write_text(json.dumps(content))
-    return CheckpointId(name, file_digest(directory / "state.json"))
+class Alone(OneProcess):
+    """One rank that writes a checkpoint by itself."""
+
+    def gather(self, value):
+        return [value]
+
+
+def _store(spec: StepSpec) -> CheckpointStore:
+    root = RunLayout(Path(spec.run_directory)).checkpoints(spec.instance)
+    return CheckpointStore(root, spec.job_sha256)
+
+
+def _checkpoint(spec: StepSpec, name: str, content: dict) -> CheckpointId:
+    return _store(spec).save(Alone(), name, Snapshot({}, content), progress=(spec.round, 0), score=None)
 
 
 def _state(spec: StepSpec) -> dict:
     if spec.checkpoint is None:
         return {"total": 0, "rounds": []}
-    file = (
-        Path(spec.run_directory)
-        / "checkpoints"
-        / f"instance-{spec.instance:04d}"
-        / spec.checkpoint.name
-        / "state.json"
-    )
-    assert file_digest(file) == spec.checkpoint.sha256
-    return json.loads(file.read_text())
+    return dict(_store(spec).load(Alone(), spec.checkpoint).values)
 
 
 def summing(comm, spec, stop, seconds=0.0):
