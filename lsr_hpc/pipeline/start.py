@@ -244,7 +244,7 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
         seconds = time.perf_counter() - started
         journal.write("ended", exit_code=int(code), wall_s=round(seconds, 3))
         journal.close()
-        if is_at_end:
+        if is_at_end and code != ExitCode.RESUME:
             seal_run(layout)
         log.info("exit %d after %.1f s: %s", code, seconds, _MEANINGS[code].format(root=layout.root))
     return int(code)
