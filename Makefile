@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo lint test test-slow clean
+.PHONY: help env demo lint test test-slow torture clean
 
 LSR_BIN ?= .venv/bin
 PYTHON := $(LSR_BIN)/python
@@ -49,6 +49,9 @@ test: lint  ## lint, then all tests but the slow ones (starts MPI ranks by itsel
 
 test-slow: env  ## the full-size runs, several minutes each
 	$(PYTHON) -m pytest -m slow
+
+torture: env  ## kill runs at random moments, 100 times, and compare with an undisturbed one; about an hour
+	$(PYTHON) -m tests.torture
 
 clean:  ## remove caches, logs and the demo's run; keeps .venv (rm -rf .venv to set up anew)
 	rm -rf build runs/demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
