@@ -16,6 +16,7 @@ _SUMMARIES = {
     "products": "rates of J V and J^T U against the dgemm rate",
     "scaling": "strong and weak scaling over MPI ranks, bytes and messages",
     "iterative": "rounds of refinement and alignment against continued training at equal seconds",
+    "pipeline": "what controller, launch and checkpoints add to the rounds of a whole run",
     "memory": "a Jacobian ten times larger than the memory budget",
 }
 

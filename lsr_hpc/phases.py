@@ -34,13 +34,16 @@ class Phases:
 
         Yields:
             Nothing.
+
+        Raises:
+            SystemExit: As called inside, marked with the phase like every exception.
         """
         started = time.perf_counter()
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not hasattr(error, "lsr_phase"):
-                error.lsr_phase = name  # type: ignore[attr-defined]
+                error.lsr_phase = name  # type: ignore[union-attr]
             raise
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

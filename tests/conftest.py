@@ -1,9 +1,11 @@
-"""Fixtures that several test files share: a serial communicator and dense matrices dressed as Jacobians."""
+"""Fixtures that several test files share: a serial communicator, dense Jacobians, a small disk."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 # Read when numpy and PETSc load. On matrices as small as these, threads only wait for each other.
@@ -86,3 +88,16 @@ def with_spectrum() -> Callable[[int, int, Array, int], tuple[Array, Array, Arra
         return (u * sigma) @ v.T, u, v
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no right to mount a small disk: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lsr_hpc.certify import field_error
 from lsr_hpc.comm import agree, all_sum
-from lsr_hpc.errors import JobError
+from lsr_hpc.errors import AccuracyError, JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.iterative.align import Aligned, align
 from lsr_hpc.iterative.objective import alignment_problem
@@ -137,16 +137,21 @@ def next_round(
         saved = None
     else:
         refined = _Refined.restored(saved, comm)
-    aligned = align(
-        alignment_problem(here, FunctionalModel(here.model), refined.delta, options),
-        comm,
-        settings,
-        options,
-        lambda part: boundary(lambda: inside("align", refined.snapshot().merged(part()))),
-        carried=MemoryState(state.carried),
-        saved=saved,
-    )
-    residual, error = _network_figures(with_parameters(here, aligned.theta), comm, settings)
+    phases = Phases()
+    with phases("targets"):
+        targets = alignment_problem(here, FunctionalModel(here.model), refined.delta, options)
+    with phases("align"):
+        aligned = align(
+            targets,
+            comm,
+            settings,
+            options,
+            lambda part: boundary(lambda: inside("align", refined.snapshot().merged(part()))),
+            carried=MemoryState(state.carried),
+            saved=saved,
+        )
+    with phases("network"):
+        residual, error = _network_figures(with_parameters(here, aligned.theta), comm, settings)
     seconds = comm.bcast(time.monotonic() - started, root=0)
     return _next_state(state, options, refined, aligned, residual, error, seconds)
 
@@ -224,6 +229,12 @@ def _network_figures(
     prepared = prepare(problem, comm, plain)
     own = agree(comm, lambda: float(prepared.fit.residual(prepared.model.field()).square().sum()))
     residual = math.sqrt(float(all_sum(comm, np.array([own]))[0]))
+    if not math.isfinite(residual):
+        raise AccuracyError(
+            f"the residual of problem {problem.name!r} is {residual} at the aligned network: the alignment "
+            'left where it is defined; try iterate.objective = "residual", or fewer iterate.steps',
+            on_every_rank=True,
+        )
     if problem.evaluation is None:
         return residual, None
     return residual, field_error(prepared, problem.evaluation, prepared.model.field())

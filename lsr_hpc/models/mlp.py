@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lsr_hpc.errors import JobError
+from lsr_hpc.models.linear import glorot_linear
 
 __all__ = ["MLP"]
 
@@ -40,10 +41,7 @@ class MLP(nn.Module):
         self.register_buffer("std", torch.tensor(input_std or [1.0] * widths[0]))
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(widths):
-            linear = nn.Linear(n_in, n_out)
-            nn.init.xavier_normal_(linear.weight)
-            nn.init.zeros_(linear.bias)
-            layers += [linear, ACTIVATIONS[activation]()]
+            layers += [glorot_linear(n_in, n_out), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,15 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lsr_hpc.errors import JobError
+from lsr_hpc.models.linear import glorot_linear
 
 __all__ = ["ModifiedMLP"]
-
-
-def _linear(n_in: int, n_out: int) -> nn.Linear:
-    layer = nn.Linear(n_in, n_out)
-    nn.init.xavier_normal_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 class ModifiedMLP(nn.Module):
@@ -37,8 +31,8 @@ class ModifiedMLP(nn.Module):
         super().__init__()
         if len(set(widths[1:-1])) != 1:
             raise JobError(f"layer sizes {list(widths)}: a modified MLP needs hidden layers, all of one size")
-        self.encoders = nn.ModuleList([_linear(widths[0], widths[1]) for _ in range(2)])
-        self.layers = nn.ModuleList([_linear(n_in, n_out) for n_in, n_out in pairwise(widths)])
+        self.encoders = nn.ModuleList([glorot_linear(widths[0], widths[1]) for _ in range(2)])
+        self.layers = nn.ModuleList([glorot_linear(n_in, n_out) for n_in, n_out in pairwise(widths)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs (n, widths[0]) to outputs (n, widths[-1])."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.errors import AccuracyError, StopRequested
+from lsr_hpc.phases import Phases
 from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.spec import CheckpointId, StepResult, StepSpec
 
@@ -59,18 +60,21 @@ def run_step(comm: MPI.Comm, spec: StepSpec, stop: StopFlag) -> StepResult:
     torch.set_num_threads(local_threads(comm))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("lsr_hpc").setLevel(logging.ERROR if comm.rank else logging.INFO)
-    agree(comm, lambda: start([]))
-    layout = RunLayout(Path(spec.run_directory))
-    job = agree(comm, lambda: stored_job(layout, read_record(layout), []))
-    problem = agree(comm, lambda: build_problem(job).instance(spec.instance))
-    store = CheckpointStore(layout.checkpoints(spec.instance), spec.job_sha256, spec.keep)
-    on_first(comm, store.purge)
-    found = store.load_newest(comm)
-    newest, saved = found or (None, None)
-    state = IterateState.start(problem) if saved is None else IterateState.restored(saved, comm)
+    phases = Phases()
+    with phases("start"):
+        agree(comm, lambda: start([]))
+        layout = RunLayout(Path(spec.run_directory))
+        job = agree(comm, lambda: stored_job(layout, read_record(layout), []))
+        problem = agree(comm, lambda: build_problem(job).instance(spec.instance))
+    with phases("restore"):
+        store = CheckpointStore(layout.checkpoints(spec.instance), spec.job_sha256, spec.keep)
+        on_first(comm, store.purge)
+        found = store.load_newest(comm)
+        newest, saved = found or (None, None)
+        state = IterateState.start(problem) if saved is None else IterateState.restored(saved, comm)
     if comm.rank == 0:
         log.info("instance %d: from %s", spec.instance, newest.name if newest else "the trained network")
-    keeper = _Keeper(comm, store, stop, spec.checkpoint_seconds, newest)
+    keeper = _Keeper(comm, store, stop, spec.checkpoint_seconds, newest, phases)
     inside = saved if saved is not None and "phase" in saved.values else None
     try:
         while state.round < spec.round + spec.rounds and not state.finished:
@@ -81,16 +85,23 @@ def run_step(comm: MPI.Comm, spec: StepSpec, stop: StopFlag) -> StepResult:
             inside = None
             keeper.finish(state)
     except StopRequested:
-        return _result(state, keeper.newest, status="yielded", round=state.round)
+        return _result(state, keeper.newest, phases, status="yielded", round=state.round)
     except AccuracyError as error:
         if state.predictor is None or not error.on_every_rank:
             raise
         return _result(
-            state, keeper.newest, status="diverged", round=state.round, is_finished=True, why=str(error)
+            state,
+            keeper.newest,
+            phases,
+            status="diverged",
+            round=state.round,
+            is_finished=True,
+            why=str(error),
         )
     return _result(
         state,
         keeper.newest,
+        phases,
         status="done",
         round=state.round - 1,
         is_finished=bool(state.finished),
@@ -120,11 +131,13 @@ class _Keeper:
         stop: StopFlag,
         every_s: float,
         newest: CheckpointId | None,
+        phases: Phases,
     ) -> None:
         self._comm = comm
         self._store = store
         self._stop = stop
         self._every_s = every_s
+        self._phases = phases
         self._round = self._part = 0
         self._written = time.monotonic()
         self.newest = newest
@@ -165,15 +178,17 @@ class _Keeper:
             raise StopRequested("the step was asked to stop", on_every_rank=True)
 
     def _keep(self, name: str, snapshot: Snapshot, progress: tuple[int, int], score: float | None) -> None:
-        self.newest = self._store.save(self._comm, name, snapshot, progress=progress, score=score)
+        with self._phases("checkpoint"):
+            self.newest = self._store.save(self._comm, name, snapshot, progress=progress, score=score)
         self._written = time.monotonic()
 
 
-def _result(state: IterateState, newest: CheckpointId | None, **outcome: Any) -> StepResult:
-    metrics: dict[str, Any] = {}
+def _result(state: IterateState, newest: CheckpointId | None, phases: Phases, **outcome: Any) -> StepResult:
+    seconds = {name: round(s, 3) for name, s in phases.seconds.items()}
+    metrics: dict[str, Any] = {"step_seconds": seconds}
     if state.records:
         first, last = state.records[0], state.records[-1]
-        metrics = {k: v for k, v in asdict(last).items() if k not in {"round", "advice"}}
+        metrics |= {k: v for k, v in asdict(last).items() if k not in {"round", "advice"}}
         metrics |= {
             "error_before": first.network_error_before,
             "error": last.predictor_error,

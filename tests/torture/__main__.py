@@ -22,10 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from tests.mpi.conftest import REPOSITORY
-from tests.torture.runs import JOB, VICTIMS, TormentedRun
+from tests.torture.runs import JOB, VICTIMS, TormentedRun, largest_difference
 
 _MOST_STARTS = 12
 _RUN_LIMIT_S = 600.0
@@ -123,7 +121,7 @@ def torment(
     if not run.is_all_gone():
         faults.append(f"{run.layout.root}: left running {run.processes()}")
     faults += _left_over(run)
-    difference = _difference(undisturbed, run) if not faults else float("inf")
+    difference = largest_difference(undisturbed, run) if not faults else float("inf")
     if difference > (0.0 if ranks == 2 else 1e-9):
         faults.append(f"{run.layout.root} on {ranks} ranks differs by {difference:.1e}")
     for victim in suffered:
@@ -215,25 +213,6 @@ def _left_over(run: TormentedRun) -> list[str]:
     if "Traceback" in (text := run.output.read_text(errors="replace")):
         found.append(f"{run.layout.root}: traceback in the output: {text[text.index('Traceback') :][:500]}")
     return found
-
-
-def _difference(undisturbed: TormentedRun, run: TormentedRun) -> float:
-    """Largest relative difference of a tensor of predictor or network; exactly 0 if all bytes are equal."""
-    from safetensors.numpy import load_file
-
-    worst = 0.0
-    for path in sorted(undisturbed.layout.root.glob("[np]*/*.safetensors")):
-        other = run.layout.root / path.relative_to(undisturbed.layout.root)
-        if path.read_bytes() == other.read_bytes():
-            continue
-        here, there = load_file(path), load_file(other)
-        if here.keys() != there.keys():
-            return float("inf")
-        for name, tensor in here.items():
-            change = float(np.linalg.norm(tensor - there[name]) / max(np.linalg.norm(tensor), 1e-300))
-            # Equal values in files that differ are a difference too.
-            worst = max(worst, change, 5e-324)
-    return worst
 
 
 def _table(tallies: dict[str, Tally]) -> str:

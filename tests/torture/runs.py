@@ -11,13 +11,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from lsr_hpc.checkpoint.manifest import TEMPORARY, checkpoint_directories, load_manifest
 from lsr_hpc.checkpoint.retention import Stored
 from lsr_hpc.integrity import Fault
 from lsr_hpc.pipeline.layout import RunLayout
 from tests.mpi.conftest import REPOSITORY, mpi_environment
 
-__all__ = ["JOB", "VICTIMS", "TormentedRun"]
+__all__ = ["JOB", "VICTIMS", "TormentedRun", "largest_difference"]
 
 MARK = "LSR_TORTURE"
 # Three real rounds, each of a second of computing, with a checkpoint at every boundary.
@@ -140,3 +142,22 @@ class TormentedRun:
                 os.kill(pid, signal.SIGKILL)
         if self.controller is not None:
             self.controller.wait()
+
+
+def largest_difference(undisturbed: TormentedRun, run: TormentedRun) -> float:
+    """Largest relative difference of a tensor of predictor or network; exactly 0 if all bytes are equal."""
+    from safetensors.numpy import load_file
+
+    worst = 0.0
+    for path in sorted(undisturbed.layout.root.glob("[np]*/*.safetensors")):
+        other = run.layout.root / path.relative_to(undisturbed.layout.root)
+        if path.read_bytes() == other.read_bytes():
+            continue
+        here, there = load_file(path), load_file(other)
+        if here.keys() != there.keys():
+            return float("inf")
+        for name, tensor in here.items():
+            change = float(np.linalg.norm(tensor - there[name]) / max(np.linalg.norm(tensor), 1e-300))
+            # Equal values in files that differ are a difference too.
+            worst = max(worst, change, 5e-324)
+    return worst
