@@ -309,11 +309,13 @@ def _logging_to(path: Path) -> Iterator[None]:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_output = _ToStandardOutput()
     to_output.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    ours, dasks = logging.getLogger("lsr_hpc"), logging.getLogger("distributed")
-    before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in (ours, dasks)]
-    ours.handlers, dasks.handlers = [to_file, to_output], [to_file]
+    ours, *dasks = (logging.getLogger(name) for name in ("lsr_hpc", "distributed", "tornado", "asyncio"))
+    before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in (ours, *dasks)]
+    ours.handlers = [to_file, to_output]
     ours.setLevel(logging.INFO)
-    ours.propagate = dasks.propagate = False
+    ours.propagate = False
+    for logger in dasks:
+        logger.handlers, logger.propagate = [to_file], False
     try:
         yield
     finally:

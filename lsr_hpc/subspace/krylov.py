@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsr_hpc.comm import on_first
+from lsr_hpc.errors import AccuracyError
 from lsr_hpc.jacobian.operator import DistributedJacobian
 from lsr_hpc.jacobian.petsc_matrix import jacobian_matrix
 from lsr_hpc.petsc import destroying, libraries, local_panel, translated_errors
@@ -193,11 +194,20 @@ def _orthonormalise(comm: MPI.Comm, directions: Any, factor: Any, block: slice) 
 
     Returns:
         The columns that were kept, from the same start; at least one where the basis is empty.
+
+    Raises:
+        AccuracyError: If the block holds NaN or Inf.
     """
     directions.setActiveColumns(*_range(block))
     directions.orthogonalize(factor)
     r = factor.getDenseArray()
     largest = np.linalg.norm(r[: block.stop, block], axis=0).max()
+    if not np.isfinite(largest):
+        # The factor is equal on all ranks.
+        raise AccuracyError(
+            "J^T r0, or J^T J times it, holds NaN or Inf: check the model's derivatives at the points",
+            on_every_rank=True,
+        )
     rotation, left = on_first(comm, lambda: np.linalg.svd(np.triu(r[block, block]))[:2])
     kept = int(np.sum(left > _NOISE * largest))
     if block.start == 0:

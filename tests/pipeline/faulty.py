@@ -41,28 +41,30 @@ def build(fault: str = "", kind: str = "") -> Problem:
         name="faulty",
         model=model,
         blocks=[block, ends],
-        evaluation=Evaluation(points=x, reference=torch.sin(3 * x)),
+        evaluation=Evaluation(inputs=(x,), reference=torch.sin(3 * x)),
     )
 
 
 def step(comm, spec: StepSpec, stop):
-    """:func:`run_step`, but for what the job asks to go wrong on the last rank."""
+    """:func:`run_step`, but for what is to go wrong on the last rank, of which a file keeps the moment."""
     layout = RunLayout(Path(spec.run_directory))
     args = stored_job(layout, read_record(layout), []).problem.args
     if args["fault"] and comm.rank == comm.size - 1:
-        _go_wrong(args["fault"], args["kind"])
+        _go_wrong(args["fault"], args["kind"], layout.root.with_name("wrong"))
     return run_step(comm, spec, stop)
 
 
-def _go_wrong(phase: str, kind: str) -> None:
+def _go_wrong(phase: str, kind: str, mark: Path) -> None:
     plain = Phases.__call__
 
     @contextmanager
     def watched(self: Phases, name: str) -> Iterator[None]:
         with plain(self, name):
             _PHASES.append(name)
-            if name == phase and kind != "nan":
-                _fail(kind)
+            if name == phase:
+                mark.touch()
+                if kind != "nan":
+                    _fail(kind)
             try:
                 yield
             finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from lsr_hpc.job import load_job
@@ -47,22 +45,26 @@ def begun(runs: Runs, fault: str = "", kind: str = "", objective: str = "residua
 
 def failed(runs: Runs, layout: RunLayout, code: int = 70) -> str:
     """Let a run fail; returns the only message of its only step."""
-    started = time.monotonic()
     printed = runs.lsr("resume", layout.root, code=code)
     steps = events(layout, "step")
     assert [s["status"] for s in steps] == ["failed"], printed
-    assert steps[0]["wall_s"] < 20
-    assert time.monotonic() - started < 40
+    assert ended_after_s(layout) < 20
     message = result(layout)["instances"][0]["message"]
     assert printed.count(message) == 1
     assert "Traceback" not in printed
     return message
 
 
+def ended_after_s(layout: RunLayout) -> float:
+    """Seconds from what went wrong, the last time, to the end of all ranks."""
+    went_wrong = layout.root.with_name("wrong").stat().st_mtime
+    return events(layout, "step")[-1]["time"] - went_wrong
+
+
 def test_nothing_goes_wrong_unasked(runs):
     layout = begun(runs)
     runs.lsr("resume", layout.root)
-    assert result(layout)["error"]["after"] < 1e-2
+    assert result(layout)["residual"]["true"] < 1e-3 * result(layout)["residual"]["before"]
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -83,11 +85,27 @@ def test_a_rank_that_vanishes_ends_all_and_is_tried_once_more(runs, phase):
     printed = runs.lsr("resume", layout.root, code=70)
     steps = events(layout, "step")
     assert [s["status"] for s in steps] == ["ended from outside"] * 2
-    assert all(s["wall_s"] < 20 for s in steps)
+    assert ended_after_s(layout) < 20
     assert "the last of 2 in a row without a result: ended from outside, with exit status 1" in printed
 
 
-@pytest.mark.parametrize("phase", ["prepare", "basis", "jacobian", "resolve", "check", "align", "network"])
-def test_nan_on_one_rank_ends_all_and_names_the_phase(runs, phase):
-    message = failed(runs, begun(runs, phase, "nan"))
-    assert "nan" in message.lower()
+# Products of J at hand from the basis are not formed again; the reduced problem needs no network.
+@pytest.mark.parametrize(
+    ("phase", "code", "cause"),
+    [
+        ("prepare", 2, "MPI rank 1: residual block 'equation' is nan at point"),
+        ("basis", 70, "holds NaN or Inf: check the model's derivatives at the points"),
+        ("align", 2, "MPI rank 1: residual block 'equation' is nan at point"),
+        ("network", 70, "the residual of problem 'faulty' is nan at the aligned network"),
+    ],
+)
+def test_nan_on_one_rank_ends_all_and_is_named(runs, phase, code, cause):
+    assert cause in failed(runs, begun(runs, phase, "nan"), code)
+
+
+@pytest.mark.parametrize("phase", ["resolve", "check"])
+def test_nan_of_the_refined_field_on_one_rank_refuses_the_refinement(runs, phase):
+    layout = begun(runs, phase, "nan")
+    runs.lsr("resume", layout.root)
+    [step] = events(layout, "step")
+    assert step["metrics"]["predictor_error"] == step["metrics"]["network_error_before"]
