@@ -159,6 +159,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("run", type=Path, metavar="DIR", help="directory of refine or run")
 
+    report = command(
+        "report",
+        "Show finished runs as one page with figures and tables; needs neither MPI nor PETSc.",
+        "lsr-hpc report runs/anti",
+        "The page needs no network and no script. Several directories are compared: ... report A B C",
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="directory of refine or run")
+    report.add_argument(
+        "--out",
+        type=Path,
+        metavar="OUT",
+        help="directory for report.html and the figures (default: DIR-report beside the first DIR); an "
+        "earlier report there is kept as OUT.previous",
+    )
+
     doctor = command(
         "doctor",
         "Check the installation, in words and with a remedy for each fault.",
@@ -251,6 +266,10 @@ def _run_serial(options: argparse.Namespace) -> int:
         from lsr_hpc.commands import verify
 
         return verify.run(options)
+    if options.command == "report":
+        from lsr_hpc.commands import report
+
+        return report.run(options)
     from lsr_hpc.commands import predict
 
     return predict.run(options)

@@ -25,8 +25,12 @@ from lsr_hpc.job import Job, load_job
 from lsr_hpc.threads import local_threads
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from collections.abc import Callable
 
+    from mpi4py import MPI
+    from torch import Tensor
+
+    from lsr_hpc.events import Event
     from lsr_hpc.predictor import RefinedPredictor
     from lsr_hpc.problem import Problem, ProblemFamily
     from lsr_hpc.result import RefineResult
@@ -213,6 +217,7 @@ def _refine_all(
     import torch
 
     from lsr_hpc.comm import agree, on_first
+    from lsr_hpc.events import PhaseRecorder, listening
     from lsr_hpc.oneshot import refine
     from lsr_hpc.plan import peak_rss_bytes
     from lsr_hpc.predictor import RefinedPredictor
@@ -230,9 +235,12 @@ def _refine_all(
     for i in range(family.n_instances):
         problem = agree(comm, partial(family.instance, i))
         on_first(comm, partial(_check_alike, problem, predictors))
-        result = refine(problem, comm, settings=job.refine_settings)
+        recorder = PhaseRecorder()
+        with listening(recorder):
+            result = refine(problem, comm, settings=job.refine_settings)
         results.append(result)
-        on_first(comm, partial(_record, directory, i, result))
+        phases = comm.gather(recorder.take(), root=0)
+        on_first(comm, partial(_record, directory, i, result, phases))
         if comm.rank == 0:
             if i == 0:
                 say(headline(job, result, family.n_instances))
@@ -240,6 +248,7 @@ def _refine_all(
             predictors.append(
                 RefinedPredictor(problem.model, torch.from_numpy(result.delta), problem.model_spec)
             )
+        on_first(comm, partial(_record_fields, directory, i, problem, predictors, family.n_instances))
     run = FinishedRun(
         job=job,
         name=family.name,
@@ -256,9 +265,30 @@ def _refine_all(
             say(line)
 
 
-def _record(directory: RunDirectory | None, i: int, result: RefineResult) -> None:
+def _record(
+    directory: RunDirectory | None, i: int, result: RefineResult, phases: list[list[Event]] | None
+) -> None:
     if directory is not None:
         directory.add(i, result)
+        directory.add_timeline(phases or [])
+
+
+def _record_fields(
+    directory: RunDirectory | None,
+    i: int,
+    problem: Problem,
+    predictors: list[RefinedPredictor],
+    n_instances: int,
+) -> None:
+    from lsr_hpc.field_sample import sample_fields
+
+    if directory is not None and problem.evaluation is not None:
+        predictor = predictors[-1]
+        fields: dict[str, Callable[..., Tensor]] = {
+            "start": predictor.network,
+            "refined": predictor.predict,
+        }
+        directory.add_fields(i, sample_fields(problem.evaluation, fields, n_instances))
 
 
 def _finish(directory: RunDirectory | None, run: FinishedRun) -> None:

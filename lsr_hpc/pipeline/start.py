@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
-from lsr_hpc.integrity import MANIFEST
+from lsr_hpc.integrity import MANIFEST, seal_faults
 from lsr_hpc.job import Job
 from lsr_hpc.pipeline.attempt import StopRequest
 from lsr_hpc.pipeline.inherit import delete_half_written, end_abandoned, marker, reopened
@@ -25,7 +25,7 @@ from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.lock import SILENT_S, ControllerLock
 from lsr_hpc.pipeline.progress import read_progress
 from lsr_hpc.pipeline.record import RunRecord, check_same_job, read_record, write_record
-from lsr_hpc.pipeline.sealing import break_seal, seal_faults, seal_run
+from lsr_hpc.pipeline.sealing import break_seal, seal_run
 from lsr_hpc.publish import check_directory, publish_file
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _is_done(layout: RunLayout) -> bool:
         is_done = json.loads(layout.result.read_text(encoding="utf-8"))["status"] == "done"
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return is_done and not seal_faults(layout)
+    return is_done and not seal_faults(layout.root)
 
 
 def _carry_out(client: Client, order: _Order, record: RunRecord, lock: ControllerLock) -> int:
@@ -196,7 +196,7 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
     layout, settings = order.layout, order.job.run
     with _logging_to(layout.log):
         is_sealed = (layout.root / MANIFEST).exists()
-        damaged = [fault.file for fault in seal_faults(layout)] if is_sealed else []
+        damaged = [fault.file for fault in seal_faults(layout.root)] if is_sealed else []
         break_seal(layout)
         journal = Journal(layout.metrics)
         control = Control(
