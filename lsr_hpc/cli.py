@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lsr_hpc import __version__
-from lsr_hpc.console import say
+from lsr_hpc.console import ConsoleHandler, say
 from lsr_hpc.errors import ExitCode, LsrError
 
 __all__ = ["main"]
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "Words after -- go to PETSc and SLEPc (prefix lsr_): ... refine JOB -- -lsr_svd_type trlanczos",
     )
     _add_job_arguments(refine)
+    _add_loudness(refine)
     refine.add_argument(
         "--out",
         type=Path,
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "once.",
     )
     _add_job_arguments(run)
+    _add_loudness(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the job)")
     _add_ranks(run)
     run.add_argument(
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     resume.add_argument("run", type=Path, metavar="DIR", help=_RUN_HELP)
     _add_ranks(resume)
+    _add_loudness(resume)
 
     resume.add_argument(
         "--submit", action="store_true", help="submit the run's job again, where it was begun by submit"
@@ -190,6 +193,14 @@ def _add_ranks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_loudness(parser: argparse.ArgumentParser) -> None:
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print warnings and what came out")
+    loudness.add_argument(
+        "-v", "--verbose", action="store_true", help="print the phases of every instance, and what is decided"
+    )
+
+
 def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", type=Path, metavar="JOB", help=_JOB_HELP)
     parser.add_argument(
@@ -222,7 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     options = _parser().parse_args(words[:cut])
     options.petsc_options = words[cut + 1 :]
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", handlers=[ConsoleHandler()]
+    )
     if options.command == "refine":
         # Runs inside an MPI world: errors are agreed on or end all ranks, see there.
         from lsr_hpc.commands import refine

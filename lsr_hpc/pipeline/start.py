@@ -52,15 +52,17 @@ class _Order:
     job: Job
     launcher: Launcher
     stop: StopRequest
+    level: int
 
 
-def start(job: Job, out: Path, *, resume: bool) -> int:
+def start(job: Job, out: Path, *, resume: bool, level: int = logging.INFO) -> int:
     """Begin a run, or go on with the one that is there.
 
     Args:
         job: The resolved job.
         out: The run directory.
         resume: Whether an earlier wish to stop is forgotten.
+        level: Level of what is printed; the log file gets at least what is at INFO.
 
     Returns:
         The exit code.
@@ -75,7 +77,7 @@ def start(job: Job, out: Path, *, resume: bool) -> int:
     )
     layout = RunLayout(check_directory(out, marker(RunLayout(out)), "--out"))
     stop = StopRequest(patience_s=job.run.stop_seconds)
-    order = _Order(layout=layout, job=job, launcher=launcher, stop=stop)
+    order = _Order(layout=layout, job=job, launcher=launcher, stop=stop, level=level)
     try:
         with stop.listening():
             return _go_on(order, resume) if layout.run.exists() else _begin(order)
@@ -194,7 +196,7 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
 
     started = time.perf_counter()
     layout, settings = order.layout, order.job.run
-    with _logging_to(layout.log):
+    with _logging_to(layout.log, order.level):
         is_sealed = (layout.root / MANIFEST).exists()
         damaged = [fault.file for fault in seal_faults(layout.root)] if is_sealed else []
         break_seal(layout)
@@ -302,17 +304,18 @@ class _ToStandardOutput(logging.Handler):
 
 
 @contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
+def _logging_to(path: Path, level: int) -> Iterator[None]:
     """Log to standard output and to a file; what Dask complains about goes to the file alone."""
     path.parent.mkdir(exist_ok=True)
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_output = _ToStandardOutput()
+    to_output.setLevel(level)
     to_output.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     ours, dasks = logging.getLogger("lsr_hpc"), logging.getLogger("distributed")
     before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in (ours, dasks)]
     ours.handlers, dasks.handlers = [to_file, to_output], [to_file]
-    ours.setLevel(logging.INFO)
+    ours.setLevel(min(level, logging.INFO))
     ours.propagate = dasks.propagate = False
     try:
         yield

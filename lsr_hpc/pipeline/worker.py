@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from lsr_hpc.pipeline.heartbeat import Heartbeat, StopFlag
 from lsr_hpc.pipeline.layout import AttemptFiles, RunLayout
 from lsr_hpc.pipeline.lease import Lease, take
 from lsr_hpc.pipeline.spec import StepResult, StepSpec, read_spec, write_result
+from lsr_hpc.progress import LiveProgress
 from lsr_hpc.store import write_manifest
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def _run_body(
     """The result, and on the first rank the phases of all."""
     recorder = PhaseRecorder()
     try:
-        with listening(recorder):
+        with listening(recorder), listening(LiveProgress()) if comm.rank == 0 else nullcontext():
             result = body(comm, spec, flag)
     except Exception as error:
         if not getattr(error, "on_every_rank", False):
