@@ -62,8 +62,8 @@ def test_steps_of_an_alignment_are_counted_and_the_next_phase_begins_anew(clock:
         clock.now += 3
         emit("step", done=1, of=4, residual=1e-3)
         assert progress.line().startswith("align  step 1 of 4  ETA 9 s  residual 1.00e-03")
-        emit("phase began", phase="judge")
-    assert progress.line().startswith("judge  residual 1.00e-03")
+        emit("phase began", phase="network")
+    assert progress.line().startswith("network  residual 1.00e-03")
 
 
 def test_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,20 +8,25 @@ from typing import Any
 import numpy as np
 
 from lsr_hpc.report.data import Phase
-from lsr_hpc.report.style import new_figure
+from lsr_hpc.report.style import COLOURS, new_figure
 
 __all__ = ["cost", "memory", "timeline"]
 
-# Okabe and Ito again, with hatches for grey print.
+# Okabe and Ito again, with hatches for grey print and for those that are alike; checkpoints, which fall into
+# other phases, are drawn last.
 _PHASES = {
+    "start": ("#DDDDDD", "..."),
+    "restore": ("#DDDDDD", "\\\\\\"),
     "prepare": ("#999999", ""),
     "basis": ("#0072B2", ""),
     "jacobian": ("#56B4E9", "//"),
     "solve": ("#009E73", ""),
     "resolve": ("#D55E00", ""),
     "check": ("#F0E442", ""),
+    "targets": ("#CC79A7", "//"),
     "align": ("#CC79A7", ""),
-    "judge": ("#000000", ""),
+    "network": ("#E69F00", ""),
+    "checkpoint": ("#000000", ""),
 }
 _OTHER = ("#FFFFFF", "xx")
 _MOST_RANKS = 64
@@ -122,9 +127,10 @@ def cost(names: Sequence[str], seconds: Sequence[float], errors: Sequence[float 
     """
     figure, axes = new_figure(height=3.2)
     one = axes[0, 0]
+    colours = list(COLOURS.values())
     for i, (name, time_s, error) in enumerate(zip(names, seconds, errors, strict=True)):
         if error is not None:
-            colour = list(_PHASES.values())[(i + 1) % len(_PHASES)][0]
+            colour = colours[i % len(colours)]
             one.semilogy(
                 time_s, max(error, 1e-17), "os^DvP*X"[i % 8], color=colour, label=name, markeredgecolor="k"
             )

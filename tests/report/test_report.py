@@ -149,7 +149,7 @@ def test_rounds_are_shown(rounds: Path, tmp_path: Path) -> None:
     (instance,) = load_run(rounds).instances
     assert set(instance.fields) == {"points", "reference", "start", "refined", "network"}
     assert grid_axes(instance.fields["points"]) is not None
-    assert {p.name for p in load_run(rounds).phases} >= {"basis", "solve", "align", "judge"}
+    assert {p.name for p in load_run(rounds).phases} >= {"basis", "solve", "align", "network"}
     for record in instance.records:
         value = record["network_error"]
         assert (f"{value:.4g}" if value >= 1e-3 else f"{value:.3e}") in page.cells
