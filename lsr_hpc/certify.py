@@ -101,13 +101,14 @@ def certify(
         residual_before=solution.residual_before * to_loss,
         residual_linear=solution.residual_linear * to_loss,
         residual_true=residual_true * to_loss,
-        scan=_scan_as_json(prepared, solution, errors),
+        scan=_scan_as_json(prepared, solution, errors, residual_true),
         checks=checks,
         counts=_counts(prepared),
         seconds=seconds,
         jacobian=prepared.representation.name,
         detail={"basis": basis.detail if basis else "none: all of parameter space", "solve": solution.detail},
         singular_values=solution.singular_values.tolist(),
+        residual_components=solution.components.tolist(),
     )
 
 
@@ -150,9 +151,13 @@ def _why_worse(solution: Solution, residual_true: float) -> str:
 
 def _to_loss(prepared: PreparedProblem, solution: Solution) -> float:
     """Factor from the norm over the fitted rows to the square root of the whole loss."""
-    fit, held = prepared.fit_rows, prepared.held_rows
-    fitted = fit.weight_sum + (held.weight_sum if solution.uses_held_out else 0.0)
-    return math.sqrt(sum(block.weight for block in fit.blocks) / fitted)
+    return math.sqrt(sum(b.weight for b in prepared.fit_rows.blocks) / _fitted_weight(prepared, solution))
+
+
+def _fitted_weight(prepared: PreparedProblem, solution: Solution) -> float:
+    """What turns the squared norm over the fitted rows into a weighted mean."""
+    held = prepared.held_rows.weight_sum if solution.uses_held_out else 0.0
+    return prepared.fit_rows.weight_sum + held
 
 
 def _advice(solution: Solution, residual_true: float) -> list[str]:
@@ -251,10 +256,11 @@ def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field)
 
 
 def _scan_as_json(
-    prepared: PreparedProblem, solution: Solution, errors: list[float | None]
+    prepared: PreparedProblem, solution: Solution, errors: list[float | None], residual_true: float
 ) -> list[dict[str, Any]]:
     """Scan with residuals as root weighted mean squares, comparable between fitted and held-out rows."""
     fit_scale = 1 / math.sqrt(prepared.fit_rows.weight_sum)
+    fitted_scale = 1 / math.sqrt(_fitted_weight(prepared, solution))
     held_scale = 1 / math.sqrt(prepared.held_rows.weight_sum) if prepared.held_rows.n_rows else 0.0
     return [
         {
@@ -262,6 +268,7 @@ def _scan_as_json(
             "train": entry.train * fit_scale,
             "held_out": None if entry.held_out is None else entry.held_out * held_scale,
             "error": error,
+            "true": residual_true * fitted_scale if entry.rank == solution.rank else None,
         }
         for entry, error in zip(solution.scan, errors[:-1], strict=True)
     ]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lsr_hpc import __version__
-from lsr_hpc.console import say
+from lsr_hpc.console import ConsoleHandler, say
 from lsr_hpc.errors import ExitCode, LsrError
 
 __all__ = ["main"]
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "Words after -- go to PETSc and SLEPc (prefix lsr_): ... refine JOB -- -lsr_svd_type trlanczos",
     )
     _add_job_arguments(refine)
+    _add_loudness(refine)
     refine.add_argument(
         "--out",
         type=Path,
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "once.",
     )
     _add_job_arguments(run)
+    _add_loudness(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the job)")
     _add_ranks(run)
     run.add_argument(
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     resume.add_argument("run", type=Path, metavar="DIR", help=_RUN_HELP)
     _add_ranks(resume)
+    _add_loudness(resume)
 
     resume.add_argument(
         "--submit", action="store_true", help="submit the run's job again, where it was begun by submit"
@@ -159,6 +162,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("run", type=Path, metavar="DIR", help="directory of refine or run")
 
+    report = command(
+        "report",
+        "Show finished runs as one page with figures and tables; needs neither MPI nor PETSc.",
+        "lsr-hpc report runs/anti",
+        "The page needs no network and no script. Several directories are compared: ... report A B C",
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="directory of refine or run")
+    report.add_argument(
+        "--out",
+        type=Path,
+        metavar="OUT",
+        help="directory for report.html and the figures (default: DIR-report beside the first DIR); an "
+        "earlier report there is kept as OUT.previous",
+    )
+
     doctor = command(
         "doctor",
         "Check the installation, in words and with a remedy for each fault.",
@@ -172,6 +190,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_ranks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=int, metavar="N", help="MPI ranks of an instance (default: run.ranks of the job)"
+    )
+
+
+def _add_loudness(parser: argparse.ArgumentParser) -> None:
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print warnings and what came out")
+    loudness.add_argument(
+        "-v", "--verbose", action="store_true", help="print the phases of every instance, and what is decided"
     )
 
 
@@ -207,7 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     options = _parser().parse_args(words[:cut])
     options.petsc_options = words[cut + 1 :]
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", handlers=[ConsoleHandler()]
+    )
     if options.command == "refine":
         # Runs inside an MPI world: errors are agreed on or end all ranks, see there.
         from lsr_hpc.commands import refine
@@ -251,6 +279,10 @@ def _run_serial(options: argparse.Namespace) -> int:
         from lsr_hpc.commands import verify
 
         return verify.run(options)
+    if options.command == "report":
+        from lsr_hpc.commands import report
+
+        return report.run(options)
     from lsr_hpc.commands import predict
 
     return predict.run(options)

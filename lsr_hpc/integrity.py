@@ -28,6 +28,7 @@ __all__ = [
     "read_seal",
     "read_signed",
     "seal",
+    "seal_faults",
 ]
 
 T = TypeVar("T")
@@ -239,6 +240,26 @@ def read_seal(directory: Path) -> Mapping[str, FileRecord] | Fault:
         return content
     check_kind(directory / MANIFEST, content, _KIND, _SCHEMA)
     return {name: FileRecord(**record) for name, record in content["files"].items()}
+
+
+def seal_faults(directory: Path) -> list[Fault]:
+    """Compare every byte of the sealed files with the seal.
+
+    Args:
+        directory: The directory.
+
+    Returns:
+        What is wrong, files named by their path below the directory; a seal that is missing is a fault.
+
+    Raises:
+        JobError: If the seal is of another kind or version.
+        EnvironmentProblem: If a file may be intact but cannot be read.
+    """
+    records = read_seal(directory)
+    if isinstance(records, Fault):
+        return [records]
+    found = [(name, file_fault(directory / name, record)) for name, record in records.items()]
+    return [Fault(name, fault.kind, fault.text) for name, fault in found if fault]
 
 
 def _access_fault(path: Path) -> Fault | None:

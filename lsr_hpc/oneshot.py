@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from lsr_hpc.certify import certify, check_basis
 from lsr_hpc.comm import agree, all_sum
 from lsr_hpc.errors import JobError
+from lsr_hpc.events import emit
 from lsr_hpc.phases import Phases
+from lsr_hpc.plan import workload
 from lsr_hpc.prepare import PreparedProblem, prepare, with_rank
 from lsr_hpc.problem import Problem
 from lsr_hpc.resolve import resolve
@@ -111,8 +113,10 @@ def refine_prepared(
     """
     with phases("prepare"):
         r0 = agree(prepared.comm, lambda: start_residual(prepared))
-        _require_finite_norm(prepared.comm, r0)
+        start = _finite_norm(prepared.comm, r0)
         _require_usable_jacobian(prepared)
+        _tell_work(prepared)
+        emit("residual", value=start)
     if prepared.settings.solver.space == "full":
         with phases("solve"):
             basis = None
@@ -129,6 +133,7 @@ def refine_prepared(
         # Step 6: the reduced least-squares problem, every rank from one factorisation.
         with phases("solve"):
             solution = solve_in_subspace(prepared, basis, av, r0)
+            emit("residual", value=start * solution.residual_linear / (solution.residual_before or 1.0))
         # The same without the linearisation, where that is what limits the result.
         with phases("resolve"):
             solution = resolve(prepared, basis, av, r0, solution)
@@ -159,7 +164,14 @@ def start_residual(prepared: PreparedProblem) -> FitAndHeld:
     return FitAndHeld(residual(prepared.fit), residual(prepared.held))
 
 
-def _require_finite_norm(comm: MPI.Comm, r0: FitAndHeld) -> None:
+def _tell_work(prepared: PreparedProblem) -> None:
+    load = workload(prepared.settings)
+    rows = load.columns * prepared.fit_rows.n_rows + load.held_columns * prepared.held_rows.n_rows
+    emit("work", sweeps=load.calls, rows=rows)
+
+
+def _finite_norm(comm: MPI.Comm, r0: FitAndHeld) -> float:
+    """||r0|| over all rows: the square root of the loss, unless validation data are held out."""
     with np.errstate(over="ignore"):
         squares = all_sum(comm, np.array([np.sum(r0.fit**2) + np.sum(r0.held**2)]))
     if not np.isfinite(squares[0]):
@@ -168,6 +180,7 @@ def _require_finite_norm(comm: MPI.Comm, r0: FitAndHeld) -> None:
             "weights of the residual blocks",
             on_every_rank=True,
         )
+    return float(np.sqrt(squares[0]))
 
 
 def _require_usable_jacobian(prepared: PreparedProblem) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from lsr_hpc.events import emit
+from lsr_hpc.plan import peak_rss_bytes
+
 __all__ = ["Phases"]
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,8 @@ class Phases:
         Raises:
             SystemExit: As called inside, marked with the phase like every exception.
         """
-        started = time.perf_counter()
+        started, begin = time.perf_counter(), time.time()
+        emit("phase began", phase=name)
         try:
             yield
         except (Exception, SystemExit) as error:
@@ -46,7 +50,16 @@ class Phases:
                 error.lsr_phase = name  # type: ignore[union-attr]
             raise
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            # The end by the clock that does not jump.
+            emit(
+                "phase ended",
+                phase=name,
+                begin=begin,
+                end=begin + seconds,
+                peak_rss_bytes=peak_rss_bytes(),
+            )
             log.info("%-9s %7.1f s", name, self.seconds[name])
 
     def total(self) -> float:

@@ -83,11 +83,13 @@ class PreparedProblem:
         """
         model = self.model.at(theta)
 
-        def linearised(rows: LocalRows) -> DistributedJacobian:
-            local = build(self.representation, model, rows, self.structures, self.plan, self.free)
-            return DistributedJacobian(self.comm, local, self.plan.columns_per_chunk)
+        def linearised(rows: LocalRows) -> JacobianOperator:
+            return build(self.representation, model, rows, self.structures, self.plan, self.free)
 
-        return replace(self, model=model, jacobian=linearised(self.fit), held_jacobian=linearised(self.held))
+        jacobian, held = _distributed(
+            self.comm, linearised(self.fit), linearised(self.held), self.plan, self.fit, self.held
+        )
+        return replace(self, model=model, jacobian=jacobian, held_jacobian=held)
 
     @property
     def n_rows(self) -> int:
@@ -161,7 +163,8 @@ def prepare(
     def operator(rows: LocalRows) -> JacobianOperator:
         return build(choice, model, rows, checked.structures, plan, checked.free)
 
-    jacobian, held_jacobian = agree(comm, lambda: (operator(fit), operator(held)))
+    local, local_held = agree(comm, lambda: (operator(fit), operator(held)))
+    jacobian, held_jacobian = _distributed(comm, local, local_held, plan, fit, held)
     return PreparedProblem(
         problem=problem,
         settings=checked.settings,
@@ -171,12 +174,28 @@ def prepare(
         held_rows=checked.held,
         fit=fit,
         held=held,
-        jacobian=DistributedJacobian(comm, jacobian, plan.columns_per_chunk),
-        held_jacobian=DistributedJacobian(comm, held_jacobian, plan.columns_per_chunk),
+        jacobian=jacobian,
+        held_jacobian=held_jacobian,
         representation=choice,
         structures=checked.structures,
         candidates=found,
         plan=plan,
+    )
+
+
+def _distributed(
+    comm: MPI.Comm,
+    jacobian: JacobianOperator,
+    held_jacobian: JacobianOperator,
+    plan: MemoryPlan,
+    fit: LocalRows,
+    held: LocalRows,
+) -> tuple[DistributedJacobian, DistributedJacobian]:
+    """J of fitted and of held-out rows over the ranks."""
+    chunk = plan.columns_per_chunk
+    return (
+        DistributedJacobian(comm, jacobian, chunk, n_rows_global=fit.n_rows_global),
+        DistributedJacobian(comm, held_jacobian, chunk, n_rows_global=held.n_rows_global, is_held_out=True),
     )
 
 

@@ -39,12 +39,16 @@ class RefineResult:
         residual_before: At the start.
         residual_linear: Of the linearisation at the solution.
         residual_true: Of the refined field itself.
-        scan: One entry per scanned rank: rank, train, held_out (root weighted mean squares), error.
+        scan: One entry per scanned rank: rank, train, held_out (root weighted mean squares), error; at the
+            rank used also true, the residual of the refined field on the same scale.
         checks: Measured promises by name.
         counts: Rows, parameters and products of J.
         jacobian: Representation of J that was used.
         seconds: By phase, and in total.
         detail: How the subspace and the solution were made, in words.
+        singular_values: Of J V on the fitted rows, largest first; empty for the full space.
+        residual_components: Shares of the start residual along the left singular directions of J V,
+            ``|u_i^T r0| / ||r0||``, of those not left out.
     """
 
     problem: str
@@ -65,6 +69,7 @@ class RefineResult:
     seconds: dict[str, float]
     detail: dict[str, str]
     singular_values: list[float] = field(default_factory=list)
+    residual_components: list[float] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The part of ``result.json`` that belongs to this problem; only JSON types, no NaN.
@@ -92,5 +97,6 @@ class RefineResult:
             "counts": self.counts,
             "detail": self.detail,
             "singular_values": self.singular_values,
+            "residual_components": self.residual_components,
             "seconds": self.seconds,
         }

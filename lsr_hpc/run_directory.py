@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.errors import EnvironmentProblem, JobError
+from lsr_hpc.events import TIMELINE, Event, append_timeline
+from lsr_hpc.field_sample import write_fields
 from lsr_hpc.integrity import seal
 from lsr_hpc.job import Job
 from lsr_hpc.params import digest
@@ -24,6 +26,9 @@ from lsr_hpc.publish import RUN_MARKER, PendingDirectory
 from lsr_hpc.report_text import mean
 from lsr_hpc.result import RefineResult
 from lsr_hpc.versions import versions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["FinishedRun", "RunDirectory"]
 
@@ -96,6 +101,31 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
         self._is_worth_keeping = True
+
+    def add_fields(self, instance: int, kept: Mapping[str, Tensor]) -> None:
+        """Write the errors of an instance at some evaluation points.
+
+        Args:
+            instance: Its number.
+            kept: See :func:`lsr_hpc.field_sample.sample_fields`.
+
+        Raises:
+            EnvironmentProblem: If writing fails.
+        """
+        with _writing(self._pending.path):
+            write_fields(self._pending.path / "fields" / f"instance-{instance:05d}.safetensors", kept)
+
+    def add_timeline(self, phases_of_ranks: Sequence[Sequence[Event]]) -> None:
+        """Append the phases that the ranks have ended to ``timeline.jsonl``.
+
+        Args:
+            phases_of_ranks: Events of every MPI rank, in rank order.
+
+        Raises:
+            EnvironmentProblem: If writing fails.
+        """
+        with _writing(self._pending.path):
+            append_timeline(self._pending.path / TIMELINE, phases_of_ranks)
 
     def finish(self, run: FinishedRun) -> None:
         """Write predictor, ``result.json`` and a manifest of all files; put the directory in its place.

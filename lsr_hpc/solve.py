@@ -46,6 +46,8 @@ class Solution:
         condition: Of J V in the directions used, on the fitted rows; NaN for the full space.
         directions_cut: Directions left out because their singular value is below the cut.
         singular_values: Of J V on the fitted rows, largest first, shape (k,); empty for the full space.
+        components: Of the start residual along the left singular directions of J V on the fitted rows,
+            ``|u_i^T r0| / ||r0||``, shape (l,), l as in ``rotation``; empty for the full space.
         explained_share: Share of the squared start residual that the directions not left out can remove; NaN
             if unknown.
         scan: The ranks looked at.
@@ -69,6 +71,7 @@ class Solution:
     condition: float
     directions_cut: int
     singular_values: Array
+    components: Array
     explained_share: float
     scan: list[ScanEntry]
     delta_of: Callable[[ScanEntry], Array]
@@ -159,6 +162,7 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
         condition=float(singular_values[0] / singular_values[rank - 1]) if rank else 1.0,
         directions_cut=n_cut,
         singular_values=singular_values,
+        components=np.abs(train.z) / start if start > 0 else np.zeros_like(train.z),
         explained_share=1.0 - (train.rho / start) ** 2 if start > 0 else 0.0,
         scan=scan,
         delta_of=lambda e: prepared.whole_correction(rotation[:, : len(e.c)] @ e.c @ basis.v_local),
@@ -262,6 +266,7 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
         condition=float("nan"),
         directions_cut=0,
         singular_values=np.zeros(0),
+        components=np.zeros(0),
         explained_share=float("nan"),
         scan=scan,
         delta_of=lambda entry: step if entry.rank else np.zeros_like(step),

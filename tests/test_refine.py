@@ -241,3 +241,37 @@ def test_cut_leaves_out_directions_of_small_singular_values(cut: float | None) -
     assert result.scan[-1]["rank"] == result.rank_max - left_out
     assert f"{left_out} of {result.rank_max} directions left out" in result.detail["solve"]
     assert result.checks["condition"] == pytest.approx(1 / relative[result.rank - 1], rel=1e-12)
+
+
+def test_residual_components_are_those_along_the_left_singular_vectors_of_the_jacobian() -> None:
+    model = MLP([1, 6, 1])
+    made = problem(model=model)
+    whole = sum(p.numel() for p in model.parameters())
+    result = refine(made, settings=settings(rank=whole, fraction=0.0, cut=1e-9))
+
+    # J entry by entry; the subspace is all of parameter space, so U is that of J itself.
+    module = model.double()
+    rows = []
+    for x in X:
+        module.zero_grad()
+        module(x[None]).sum().backward()
+        rows.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
+    u, s, _ = np.linalg.svd(torch.stack(rows).numpy(), full_matrices=False)
+    r0 = (module(X) - Y).detach().numpy()[:, 0]
+    n = len(result.residual_components)
+    assert n >= 8
+    # Singular vectors of the smallest values are known the least well: eps over the relative cut.
+    np.testing.assert_allclose(
+        result.residual_components, abs(u[:, :n].T @ r0) / np.linalg.norm(r0), atol=1e-6
+    )
+    np.testing.assert_allclose(np.array(result.singular_values[:n]) * np.sqrt(len(X)), s[:n], rtol=1e-6)
+
+
+def test_true_residual_at_the_chosen_rank_is_on_the_scale_of_the_scan() -> None:
+    made = problem()
+    result = refine(made, settings=settings(refit=False))
+    (chosen,) = [entry for entry in result.scan if entry["true"] is not None]
+
+    assert chosen["rank"] == result.rank
+    # The residual is linear in u, so that the true residual on the fitted rows is what the scan says.
+    assert chosen["true"] == pytest.approx(chosen["train"], rel=1e-6)

@@ -14,19 +14,24 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lsr_hpc.build import build_problem
-from lsr_hpc.console import say
+from lsr_hpc.console import log_level, say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
 from lsr_hpc.job import Job, load_job
 from lsr_hpc.threads import local_threads
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    from collections.abc import Callable
 
+    from mpi4py import MPI
+    from torch import Tensor
+
+    from lsr_hpc.events import Event
     from lsr_hpc.predictor import RefinedPredictor
     from lsr_hpc.problem import Problem, ProblemFamily
     from lsr_hpc.result import RefineResult
@@ -121,7 +126,7 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
     torch.set_num_threads(threads)
     agree(comm, lambda: _start_petsc(options.petsc_options))
     logger = logging.getLogger("lsr_hpc")
-    logger.setLevel(logging.ERROR if comm.rank else logging.INFO)
+    logger.setLevel(logging.ERROR if comm.rank else log_level(options))
     logger.addFilter(_FirstTime())
     family = agree(comm, lambda: build_problem(job))
     if options.dry_run:
@@ -129,11 +134,14 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
 
         print_plan(job, family, comm)
         return int(ExitCode.DONE)
+    from lsr_hpc.events import listening
+    from lsr_hpc.progress import LiveProgress
     from lsr_hpc.run_directory import RunDirectory
 
     directory = agree(comm, lambda: RunDirectory(out, job) if comm.rank == 0 else None)
     try:
-        _refine_all(job, family, comm, out, threads, directory)
+        with listening(LiveProgress()) if comm.rank == 0 and not options.quiet else nullcontext():
+            _refine_all(job, family, comm, out, threads, directory, options)
     except BaseException as error:
         if directory is not None:
             directory.abandon(error)
@@ -208,11 +216,13 @@ def _refine_all(
     out: Path,
     threads: int,
     directory: RunDirectory | None,
+    options: argparse.Namespace,
 ) -> None:
     """Refine one instance after the other; ``directory`` is the first rank's."""
     import torch
 
     from lsr_hpc.comm import agree, on_first
+    from lsr_hpc.events import PhaseRecorder, emit, listening
     from lsr_hpc.oneshot import refine
     from lsr_hpc.plan import peak_rss_bytes
     from lsr_hpc.predictor import RefinedPredictor
@@ -220,26 +230,33 @@ def _refine_all(
     from lsr_hpc.run_directory import FinishedRun
 
     started = time.perf_counter()
-    if comm.rank == 0:
+    is_printing = comm.rank == 0 and not options.quiet
+    if is_printing:
         say(f"{job.name}: refining on {comm.size} MPI ranks x {threads} threads")
-    if family.n_instances > 1:
+    if family.n_instances > 1 and not options.verbose:
         # A line per instance tells enough.
         logging.getLogger("lsr_hpc.phases").setLevel(logging.WARNING)
     results: list[RefineResult] = []
     predictors: list[RefinedPredictor] = []
     for i in range(family.n_instances):
+        emit("instance", number=i + 1, of=family.n_instances)
         problem = agree(comm, partial(family.instance, i))
         on_first(comm, partial(_check_alike, problem, predictors))
-        result = refine(problem, comm, settings=job.refine_settings)
+        recorder = PhaseRecorder()
+        with listening(recorder):
+            result = refine(problem, comm, settings=job.refine_settings)
         results.append(result)
-        on_first(comm, partial(_record, directory, i, result))
-        if comm.rank == 0:
+        phases = comm.gather(recorder.take(), root=0)
+        on_first(comm, partial(_record, directory, i, result, phases))
+        if is_printing:
             if i == 0:
                 say(headline(job, result, family.n_instances))
             say(instance_line(i, result))
+        if comm.rank == 0:
             predictors.append(
                 RefinedPredictor(problem.model, torch.from_numpy(result.delta), problem.model_spec)
             )
+        on_first(comm, partial(_record_fields, directory, i, problem, predictors, family.n_instances))
     run = FinishedRun(
         job=job,
         name=family.name,
@@ -256,9 +273,30 @@ def _refine_all(
             say(line)
 
 
-def _record(directory: RunDirectory | None, i: int, result: RefineResult) -> None:
+def _record(
+    directory: RunDirectory | None, i: int, result: RefineResult, phases: list[list[Event]] | None
+) -> None:
     if directory is not None:
         directory.add(i, result)
+        directory.add_timeline(phases or [])
+
+
+def _record_fields(
+    directory: RunDirectory | None,
+    i: int,
+    problem: Problem,
+    predictors: list[RefinedPredictor],
+    n_instances: int,
+) -> None:
+    from lsr_hpc.field_sample import sample_fields
+
+    if directory is not None and problem.evaluation is not None:
+        predictor = predictors[-1]
+        fields: dict[str, Callable[..., Tensor]] = {
+            "start": predictor.network,
+            "refined": predictor.predict,
+        }
+        directory.add_fields(i, sample_fields(problem.evaluation, fields, n_instances))
 
 
 def _finish(directory: RunDirectory | None, run: FinishedRun) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lsr_hpc.console import say
+from lsr_hpc.console import log_level, say
 from lsr_hpc.errors import ExitCode
 from lsr_hpc.job import Job, load_job
 from lsr_hpc.pipeline.launch import choose_launcher
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     out: Path = options.out or Path("runs") / job.name
     if options.dry_run:
         return _print_plan(job, out)
-    return start(job, out, resume=False)
+    return start(job, out, resume=False, level=log_level(options))
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -50,7 +50,7 @@ def resume(options: argparse.Namespace) -> int:
         return resubmit(options)
     layout = RunLayout(options.run.absolute())
     job = stored_job(layout, read_record(layout), _ranks(options))
-    return start(job, layout.root, resume=True)
+    return start(job, layout.root, resume=True, level=log_level(options))
 
 
 def _ranks(options: argparse.Namespace) -> list[str]:

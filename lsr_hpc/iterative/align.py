@@ -6,12 +6,14 @@ on the same number of ranks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lsr_hpc.events import emit
 from lsr_hpc.iterative.gradient import GradientAlignment
 from lsr_hpc.iterative.tangent import TangentAlignment
 from lsr_hpc.prepare import prepare
@@ -121,6 +123,7 @@ def align(
         return Snapshot(own.arrays, {**own.values, "align": {"loss_before": loss_before}})
 
     while alignment.steps < settings.steps and alignment.step():
+        emit("step", done=alignment.steps, of=settings.steps, residual=math.sqrt(alignment.loss))
         boundary(snapshot)
     is_better = alignment.loss < loss_before
     return Aligned(

@@ -42,6 +42,7 @@ from lsr_hpc.params import ParameterLayout
 from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import prepare, with_rank
 from lsr_hpc.problem import Problem
+from lsr_hpc.result import RefineResult
 from lsr_hpc.settings import HeldOutSettings, IterateSettings, RefineSettings, SubspaceSettings
 from lsr_hpc.snapshot import Boundary, Cut, MemoryState, SavedState, Snapshot, no_boundary
 
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["iterate", "next_round", "with_parameters"]
 
 Array = NDArray[np.float64]
+# Directions of which a record keeps singular value and share of the residual.
+_SPECTRUM_POINTS = 150
 
 
 def iterate(
@@ -211,9 +214,18 @@ def _refine(
             "held_out": None if used is None else used["held_out"],
             "refine_seconds": result.seconds["total"],
             "advice": list(result.advice),
+            "scan": result.scan,
+            "spectrum": _thinned_spectrum(result),
         },
         warm=warm,
     )
+
+
+def _thinned_spectrum(result: RefineResult) -> list[list[float]]:
+    """Up to a fixed number of directions, denser among the leading ones: a record stays a few kilobytes."""
+    n = len(result.residual_components)
+    wanted = np.unique(np.geomspace(1, max(n, 1), _SPECTRUM_POINTS).astype(int)) - 1
+    return [[int(i), result.singular_values[i], result.residual_components[i]] for i in wanted if i < n]
 
 
 def _network_figures(

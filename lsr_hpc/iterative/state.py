@@ -42,6 +42,10 @@ class RoundRecord:
         refine_seconds: Of the refinement.
         seconds: Of the whole round, interruptions not counted.
         advice: Of the refinement.
+        scan: Ranks that the refinement looked at, with train and held-out residual; see
+            :class:`~lsr_hpc.result.RefineResult`.
+        spectrum: Some of the singular directions of J V: number, singular value, and share of the residual
+            along it.
     """
 
     round: int
@@ -60,6 +64,8 @@ class RoundRecord:
     refine_seconds: float
     seconds: float
     advice: list[str]
+    scan: list[dict[str, Any]] = field(default_factory=list)
+    spectrum: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsr_hpc.comm import even_ranges, gather_panel, reduce_panel
+from lsr_hpc.events import emit
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -65,12 +66,16 @@ class DistributedJacobian:
         columns_per_chunk: Vectors gathered and multiplied at once; bounds the replicated memory. Equal on
             all ranks.
         counter: Products done so far.
+        n_rows_global: Rows over all ranks, for progress alone; 0 if nobody asks.
+        is_held_out: Whether they are held-out rows.
     """
 
     comm: MPI.Comm
     local: JacobianOperator
     columns_per_chunk: int
     counter: ProductCounter = field(default_factory=ProductCounter)
+    n_rows_global: int = 0
+    is_held_out: bool = False
 
     def __post_init__(self) -> None:
         """Fix the slices of parameter space."""
@@ -127,6 +132,7 @@ class DistributedJacobian:
         setattr(counter, f"{product}_calls", getattr(counter, f"{product}_calls") + 1)
         setattr(counter, f"{product}_columns", getattr(counter, f"{product}_columns") + columns)
         counter.seconds += time.perf_counter() - started
+        emit("product", columns=columns, rows=self.n_rows_global, is_held_out=self.is_held_out)
 
 
 def _as_torch(panel: Array) -> Tensor:

@@ -20,7 +20,8 @@ from lsr_hpc.pipeline.spec import StepResult
 if TYPE_CHECKING:
     from torch import nn
 
-    from lsr_hpc.iterative.state import IterateState
+    from lsr_hpc.iterative.state import IterateState, RoundRecord
+    from lsr_hpc.predictor import RefinedPredictor
     from lsr_hpc.problem import Problem, ProblemFamily
 
 __all__ = ["after_round", "at_end"]
@@ -40,9 +41,7 @@ def after_round(run: Path, instance: int, result: StepResult) -> dict[str, Any]:
     state = _state(RunLayout(run), instance, result)
     if state is None:
         return {}
-    from lsr_hpc.pipeline.figures import draw_rounds
-
-    draw_rounds(_figure(RunLayout(run), instance), state.records)
+    _draw_rounds(_figure(RunLayout(run), instance), state.records)
     return _evaluated(_family(RunLayout(run)).instance(instance), state)
 
 
@@ -57,8 +56,7 @@ def at_end(run: Path, results: Sequence[StepResult | None]) -> dict[str, Any]:
         Fields of ``result.json``.
     """
     from lsr_hpc.iterative.stopping import advice
-    from lsr_hpc.pipeline.figures import draw_rounds
-    from lsr_hpc.predictor import RefinedPredictor, save_predictors
+    from lsr_hpc.predictor import save_predictors
     from lsr_hpc.versions import versions
 
     layout = RunLayout(run)
@@ -71,9 +69,10 @@ def at_end(run: Path, results: Sequence[StepResult | None]) -> dict[str, Any]:
         state = None if result is None else _state(layout, instance, result)
         if state is None or state.predictor is None or state.network is None:
             continue
-        draw_rounds(_figure(layout, instance), state.records)
+        _draw_rounds(_figure(layout, instance), state.records)
         problem = family.instance(instance)
         network, predictor = _network(problem, state), _predictor(problem, state)
+        _write_fields(layout, instance, family, problem, predictor, network)
         predictors.append(predictor)
         networks.append(network)
         entries.append(_entry(instance, state) | {"recommendation": advice(state)})
@@ -118,6 +117,15 @@ def _state(layout: RunLayout, instance: int, result: StepResult) -> IterateState
     return state if state.records else None
 
 
+def _draw_rounds(path: Path, records: Sequence[RoundRecord]) -> None:
+    from lsr_hpc.publish import publish_file
+    from lsr_hpc.report.figures import rounds
+
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with publish_file(path) as temporary:
+        rounds([asdict(record) for record in records]).savefig(temporary, format="png", dpi=120)
+
+
 def _figure(layout: RunLayout, instance: int) -> Path:
     return layout.figures / f"instance-{instance:04d}.png"
 
@@ -135,7 +143,7 @@ def _network(problem: Problem, state: IterateState) -> nn.Module:
     return with_parameters(problem, state.network.theta).model
 
 
-def _predictor(problem: Problem, state: IterateState) -> Any:
+def _predictor(problem: Problem, state: IterateState) -> RefinedPredictor:
     import torch
 
     from lsr_hpc.iterative.rounds import with_parameters
@@ -144,6 +152,30 @@ def _predictor(problem: Problem, state: IterateState) -> Any:
     assert state.predictor is not None
     model = with_parameters(problem, state.predictor.theta).model
     return RefinedPredictor(model, torch.from_numpy(state.predictor.delta), problem.model_spec)
+
+
+def _write_fields(
+    layout: RunLayout,
+    instance: int,
+    family: ProblemFamily,
+    problem: Problem,
+    predictor: RefinedPredictor,
+    network: nn.Module,
+) -> None:
+    """Errors of the trained start, the best predictor and the best network at some evaluation points."""
+    from lsr_hpc.field_sample import sample_fields, write_fields
+    from lsr_hpc.iterative.rounds import with_parameters
+    from lsr_hpc.iterative.state import IterateState
+
+    if problem.evaluation is None:
+        return
+    start = with_parameters(problem, IterateState.start(problem).theta).model
+    kept = sample_fields(
+        problem.evaluation,
+        {"start": start.eval(), "refined": predictor.predict, "network": network.eval()},
+        family.n_instances,
+    )
+    write_fields(layout.fields / f"instance-{instance:05d}.safetensors", kept)
 
 
 def _evaluated(problem: Problem, state: IterateState) -> dict[str, Any]:

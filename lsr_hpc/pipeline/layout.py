@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lsr_hpc.events import TIMELINE
+
 __all__ = ["AttemptFiles", "RunLayout"]
 
 _NUMBERED = re.compile(r"(?:instance|round|attempt)-(\d+)")
@@ -55,6 +57,11 @@ class AttemptFiles:
     def output(self) -> Path:
         """What the launcher and the ranks print."""
         return self.root / "output.log"
+
+    @property
+    def timeline(self) -> Path:
+        """Phases of its MPI ranks."""
+        return self.root / TIMELINE
 
     @property
     def command(self) -> Path:
@@ -131,6 +138,11 @@ class RunLayout:
     def network(self) -> Path:
         """Best networks, written at the end."""
         return self.root / "network"
+
+    @property
+    def fields(self) -> Path:
+        """Errors at some evaluation points, written at the end."""
+        return self.root / "fields"
 
     @property
     def figures(self) -> Path:

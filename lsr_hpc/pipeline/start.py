@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
-from lsr_hpc.integrity import MANIFEST
+from lsr_hpc.integrity import MANIFEST, seal_faults
 from lsr_hpc.job import Job
 from lsr_hpc.pipeline.attempt import StopRequest
 from lsr_hpc.pipeline.inherit import delete_half_written, end_abandoned, marker, reopened
@@ -25,7 +25,7 @@ from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.lock import SILENT_S, ControllerLock
 from lsr_hpc.pipeline.progress import read_progress
 from lsr_hpc.pipeline.record import RunRecord, check_same_job, read_record, write_record
-from lsr_hpc.pipeline.sealing import break_seal, seal_faults, seal_run
+from lsr_hpc.pipeline.sealing import break_seal, seal_run
 from lsr_hpc.publish import check_directory, publish_file
 
 if TYPE_CHECKING:
@@ -52,15 +52,17 @@ class _Order:
     job: Job
     launcher: Launcher
     stop: StopRequest
+    level: int
 
 
-def start(job: Job, out: Path, *, resume: bool) -> int:
+def start(job: Job, out: Path, *, resume: bool, level: int = logging.INFO) -> int:
     """Begin a run, or go on with the one that is there.
 
     Args:
         job: The resolved job.
         out: The run directory.
         resume: Whether an earlier wish to stop is forgotten.
+        level: Level of what is printed; the log file gets at least what is at INFO.
 
     Returns:
         The exit code.
@@ -75,7 +77,7 @@ def start(job: Job, out: Path, *, resume: bool) -> int:
     )
     layout = RunLayout(check_directory(out, marker(RunLayout(out)), "--out"))
     stop = StopRequest(patience_s=job.run.stop_seconds)
-    order = _Order(layout=layout, job=job, launcher=launcher, stop=stop)
+    order = _Order(layout=layout, job=job, launcher=launcher, stop=stop, level=level)
     try:
         with stop.listening():
             return _go_on(order, resume) if layout.run.exists() else _begin(order)
@@ -185,7 +187,7 @@ def _is_done(layout: RunLayout) -> bool:
         is_done = json.loads(layout.result.read_text(encoding="utf-8"))["status"] == "done"
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return is_done and not seal_faults(layout)
+    return is_done and not seal_faults(layout.root)
 
 
 def _carry_out(client: Client, order: _Order, record: RunRecord, lock: ControllerLock) -> int:
@@ -194,9 +196,9 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
 
     started = time.perf_counter()
     layout, settings = order.layout, order.job.run
-    with _logging_to(layout.log):
+    with _logging_to(layout.log, order.level):
         is_sealed = (layout.root / MANIFEST).exists()
-        damaged = [fault.file for fault in seal_faults(layout)] if is_sealed else []
+        damaged = [fault.file for fault in seal_faults(layout.root)] if is_sealed else []
         break_seal(layout)
         journal = Journal(layout.metrics)
         control = Control(
@@ -302,17 +304,18 @@ class _ToStandardOutput(logging.Handler):
 
 
 @contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
+def _logging_to(path: Path, level: int) -> Iterator[None]:
     """Log to standard output and to a file; what Dask complains about goes to the file alone."""
     path.parent.mkdir(exist_ok=True)
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_output = _ToStandardOutput()
+    to_output.setLevel(level)
     to_output.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     ours, *dasks = (logging.getLogger(name) for name in ("lsr_hpc", "distributed", "tornado", "asyncio"))
     before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in (ours, *dasks)]
     ours.handlers = [to_file, to_output]
-    ours.setLevel(logging.INFO)
+    ours.setLevel(min(level, logging.INFO))
     ours.propagate = False
     for logger in dasks:
         logger.handlers, logger.propagate = [to_file], False

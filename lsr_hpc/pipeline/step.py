@@ -26,6 +26,9 @@ __all__ = ["round_name", "run_step"]
 
 log = logging.getLogger(__name__)
 
+# Of a round's record, what is too long for a line of metrics, or told elsewhere.
+_KEPT_IN_THE_STATE = {"round", "advice", "scan", "spectrum"}
+
 
 def run_step(comm: MPI.Comm, spec: StepSpec, stop: StopFlag) -> StepResult:
     """Carry one instance forward by up to ``spec.rounds`` rounds.
@@ -188,7 +191,7 @@ def _result(state: IterateState, newest: CheckpointId | None, phases: Phases, **
     metrics: dict[str, Any] = {"step_seconds": seconds}
     if state.records:
         first, last = state.records[0], state.records[-1]
-        metrics |= {k: v for k, v in asdict(last).items() if k not in {"round", "advice"}}
+        metrics |= {k: v for k, v in asdict(last).items() if k not in _KEPT_IN_THE_STATE}
         metrics |= {
             "error_before": first.network_error_before,
             "error": last.predictor_error,

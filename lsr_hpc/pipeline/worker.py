@@ -11,14 +11,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
+from lsr_hpc.events import Event, PhaseRecorder, append_timeline, listening
 from lsr_hpc.pipeline.heartbeat import Heartbeat, StopFlag
 from lsr_hpc.pipeline.layout import AttemptFiles, RunLayout
 from lsr_hpc.pipeline.lease import Lease, take
 from lsr_hpc.pipeline.spec import StepResult, StepSpec, read_spec, write_result
+from lsr_hpc.progress import LiveProgress
 from lsr_hpc.store import write_manifest
 
 if TYPE_CHECKING:
@@ -76,7 +79,11 @@ def _work(comm: MPI.Comm, spec: StepSpec, files: AttemptFiles, lease: Lease | No
         return
     stop_files = (files.stop, files.revoked, RunLayout(Path(spec.run_directory)).stop)
     with Heartbeat(files.heartbeat, flag, stop_files):
-        result = _run_body(body, comm, spec, flag)
+        result, phases = _run_body(body, comm, spec, flag)
+    try:
+        append_timeline(files.timeline, phases)
+    except OSError as error:
+        print(f"no timeline: {error}", flush=True)
     if lease.is_valid():
         write_result(files.result, result)
     else:
@@ -92,17 +99,23 @@ def _find_body(name: str) -> Body:
     return found
 
 
-def _run_body(body: Body, comm: MPI.Comm, spec: StepSpec, flag: StopFlag) -> StepResult:
+def _run_body(
+    body: Body, comm: MPI.Comm, spec: StepSpec, flag: StopFlag
+) -> tuple[StepResult, list[list[Event]]]:
+    """The result, and on the first rank the phases of all."""
+    recorder = PhaseRecorder()
     try:
-        result = body(comm, spec, flag)
+        with listening(recorder), listening(LiveProgress()) if comm.rank == 0 else nullcontext():
+            result = body(comm, spec, flag)
     except Exception as error:
         if not getattr(error, "on_every_rank", False):
             raise
         code, cause = _in_words(error)
         result = StepResult(status="failed", round=spec.round, message=cause, exit_code=int(code))
     # No result before every rank has come this far: the last act of one of them may still fail.
+    phases = comm.gather(recorder.take(), root=0)
     comm.Barrier()
-    return result
+    return result, phases or []
 
 
 def _in_words(error: BaseException) -> tuple[ExitCode, str]:

@@ -67,6 +67,8 @@ def test_run_directory_is_complete_and_its_job_file_reads_back(run_directory):
         "job.toml",
         "result.json",
         "metrics.jsonl",
+        "timeline.jsonl",
+        "fields",
         "predictor",
         "MANIFEST.json",
     }

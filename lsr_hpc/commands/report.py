@@ -1,0 +1,42 @@
+"""``lsr-hpc report``: a page with figures of finished runs; needs neither MPI nor PETSc."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lsr_hpc.console import say
+from lsr_hpc.errors import EnvironmentProblem, ExitCode
+
+__all__ = ["run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read runs, write their report.
+
+    Args:
+        options: Parsed command line.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        JobError: If a directory is no finished run, or damaged; or the place of the report cannot be used.
+        EnvironmentProblem: If the report cannot be written.
+    """
+    from lsr_hpc.publish import check_directory
+    from lsr_hpc.report.data import load_run
+    from lsr_hpc.report.write import PAGE, write_report
+
+    first: Path = options.runs[0].resolve()
+    out: Path = options.out or first.with_name(f"{first.name}-report")
+    check_directory(out, PAGE, "--out")
+    runs = [load_run(directory) for directory in options.runs]
+    try:
+        sentences = write_report(out, runs)
+    except OSError as error:
+        raise EnvironmentProblem(f"--out {out} cannot be written: {error.strerror}") from error
+    for sentence in sentences:
+        say(sentence)
+    say(f"report in {out / PAGE}")
+    return int(ExitCode.DONE)

@@ -1,0 +1,94 @@
+"""Puts a report together: a page for one run or several, and its figures as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lsr_hpc.publish import publish_directory
+from lsr_hpc.report import figures, html, run_figures
+from lsr_hpc.report.data import RunData
+from lsr_hpc.report.sections import Pictures, in_one_sentence, mean_errors, run_sections
+
+__all__ = ["PAGE", "write_report"]
+
+PAGE = "report.html"
+
+
+def write_report(place: Path, runs: Sequence[RunData]) -> list[str]:
+    """Write ``report.html`` and a PNG of every figure.
+
+    Args:
+        place: Directory to make; an earlier report there is kept as ``NAME.previous``.
+        runs: Runs to show, at least one.
+
+    Returns:
+        What was refined and how well, a sentence per run.
+
+    Raises:
+        JobError: If the place cannot be used.
+    """
+    pictures = Pictures()
+    sentences = [in_one_sentence(run) for run in runs]
+    names = _names(runs)
+    if len(runs) == 1:
+        parts = [
+            html.heading(1, f"Refinement of {runs[0].problem}"),
+            html.paragraph(sentences[0], is_lead=True),
+        ]
+        parts += run_sections(runs[0], pictures)
+    else:
+        parts = [html.heading(1, f"{len(runs)} runs compared"), *_comparison(runs, names, pictures)]
+        for run, name, sentence in zip(runs, names, sentences, strict=True):
+            parts += [html.heading(2, name), html.paragraph(sentence, is_lead=True)]
+            parts += run_sections(run, pictures, f"{name}-")
+    with publish_directory(place, PAGE) as target:
+        for name, png in pictures.files.items():
+            (target / name).write_bytes(png)
+        title = f"lsr_hpc: {', '.join(names)}"
+        (target / PAGE).write_text(html.page(title, parts), encoding="utf-8")
+    return sentences
+
+
+def _names(runs: Sequence[RunData]) -> list[str]:
+    """Names of the directories, numbered where two are alike."""
+    names = [run.name for run in runs]
+    return [f"{n}-{i}" if names.count(n) > 1 else n for i, n in enumerate(names, 1)]
+
+
+def _comparison(runs: Sequence[RunData], names: Sequence[str], pictures: Pictures) -> list[str]:
+    errors = [mean_errors(run) for run in runs]
+    seconds = [float(run.result["seconds"]["total"]) for run in runs]
+    rows = [
+        [
+            name,
+            run.problem,
+            len(run.instances),
+            run.instances[0].rank,
+            None if error is None else error[0],
+            None if error is None else error[1],
+            None if error is None or error[1] == 0 else error[0] / error[1],
+            time_s,
+            run.result["world_size"],
+        ]
+        for name, run, error, time_s in zip(names, runs, errors, seconds, strict=True)
+    ]
+    head = [
+        "run",
+        "problem",
+        "instances",
+        "rank",
+        "error before",
+        "error after",
+        "gain",
+        "seconds",
+        "MPI ranks",
+    ]
+    known = [(*error, name) for error, name in zip(errors, names, strict=True) if error is not None]
+    parts = [html.table(head, rows)]
+    if known:
+        drawn = figures.errors_of_instances(*zip(*known, strict=True))
+        parts.append(pictures.add("comparison-errors", drawn, "Mean relative L2 error before and after."))
+        drawn = run_figures.cost(names, seconds, [None if e is None else e[1] for e in errors])
+        parts.append(pictures.add("comparison-cost", drawn, "Error after refinement against the time taken."))
+    return parts
