@@ -72,7 +72,7 @@ def check_instance(instance: int, name: str, n_instances: int) -> None:
     """
     if not instance < n_instances:
         raise JobError(
-            f"problem.instance = {instance}: with these arguments {name!r} has instances 0 to {n_instances - 1}"
+            f"problem.instance = {instance}: {name!r} has instances 0 to {n_instances - 1} (problem.args)"
         )
 
 

@@ -307,11 +307,15 @@ def unknown_key(label: str, key: str, known: Sequence[str]) -> str:
     return f"unknown key {label!r}; {hint}"
 
 
+_PLURALS = {str: "strings", int: "integers"}
+
+
 def convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
     """Check the type of one value; an integer where a number is expected becomes a float.
 
     Args:
-        hint: Annotation: a plain type, a dataclass, a tuple of strings, or one of them or None.
+        hint: Annotation: a plain type, a dataclass, a tuple of strings or integers, or one of
+            them or None.
         value: The value.
         label: Name of the value in messages.
         mistakes: Receives what is wrong.
@@ -329,9 +333,10 @@ def convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
     if hint is float and type(value) is int and abs(value) < 10**300:
         return float(value)
     if typing.get_origin(hint) is tuple:
-        if type(value) is list and all(type(item) is str for item in value):
+        kind = typing.get_args(hint)[0]
+        if type(value) in {list, tuple} and all(type(item) is kind for item in value):
             return tuple(value)
-        mistakes.append(f"{label} = {value!r}: a list of strings is expected")
+        mistakes.append(f"{label} = {value!r}: a list of {_PLURALS[kind]} is expected")
         return value
     expected = dict if typing.get_origin(hint) is dict else hint
     if type(value) is not expected:

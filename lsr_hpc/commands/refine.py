@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from lsr_hpc.problem import Problem, ProblemFamily
     from lsr_hpc.result import RefineResult
     from lsr_hpc.run_directory import FinishedRun, RunDirectory
+    from lsr_hpc.snapshot import Boundary
 
-__all__ = ["run"]
+__all__ = ["refine_family", "run"]
 
 # Variables by which launchers tell a process the size of its world.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
@@ -133,7 +134,7 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
 
     directory = agree(comm, lambda: RunDirectory(out, job) if comm.rank == 0 else None)
     try:
-        _refine_all(job, family, comm, out, threads, directory)
+        refine_family(job, family, comm, out, threads, directory)
     except BaseException as error:
         if directory is not None:
             directory.abandon(error)
@@ -201,15 +202,34 @@ def _warn_unused(words: list[str], comm: MPI.Comm) -> None:
         )
 
 
-def _refine_all(
+def refine_family(
     job: Job,
     family: ProblemFamily,
     comm: MPI.Comm,
     out: Path,
     threads: int,
     directory: RunDirectory | None,
-) -> None:
-    """Refine one instance after the other; ``directory`` is the first rank's."""
+    boundary: Boundary | None = None,
+) -> list[RefineResult]:
+    """Refine one instance after the other, and put the run directory in its place.
+
+    Args:
+        job: The job.
+        family: Its instances.
+        comm: Communicator.
+        out: Place of the run directory, for messages.
+        threads: Threads of a rank.
+        directory: The run directory, on the first rank; None on the others.
+        boundary: Called where the work may be interrupted; None for nowhere.
+
+    Returns:
+        A result per instance, equal on all ranks.
+
+    Raises:
+        LsrError: If an instance cannot be refined or a file not be written.
+
+    Collective: all ranks; the first one writes and prints.
+    """
     import torch
 
     from lsr_hpc.comm import agree, on_first
@@ -218,6 +238,7 @@ def _refine_all(
     from lsr_hpc.predictor import RefinedPredictor
     from lsr_hpc.report_text import headline, instance_line, summary_lines
     from lsr_hpc.run_directory import FinishedRun
+    from lsr_hpc.snapshot import no_boundary
 
     started = time.perf_counter()
     if comm.rank == 0:
@@ -230,7 +251,7 @@ def _refine_all(
     for i in range(family.n_instances):
         problem = agree(comm, partial(family.instance, i))
         on_first(comm, partial(_check_alike, problem, predictors))
-        result = refine(problem, comm, settings=job.refine_settings)
+        result = refine(problem, comm, settings=job.refine_settings, boundary=boundary or no_boundary)
         results.append(result)
         on_first(comm, partial(_record, directory, i, result))
         if comm.rank == 0:
@@ -254,6 +275,7 @@ def _refine_all(
     if comm.rank == 0:
         for line in summary_lines(results, out, run.wall_s, run.peak_rss_bytes):
             say(line)
+    return results
 
 
 def _record(directory: RunDirectory | None, i: int, result: RefineResult) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lsr_hpc.pipeline.advance import Outcome
     from lsr_hpc.pipeline.controller import Controller
 
-__all__ = ["start"]
+__all__ = ["MEANINGS", "describe_problem", "logging_to", "refuse_inside_mpi", "start"]
 
 log = logging.getLogger("lsr_hpc.pipeline")
 
@@ -69,7 +69,7 @@ def start(job: Job, out: Path, *, resume: bool) -> int:
         JobError: If the place holds something else, a run of another job, or another controller.
         EnvironmentProblem: If a launcher is missing or the disk cannot be written.
     """
-    _refuse_inside_mpi()
+    refuse_inside_mpi("run")
     launcher = choose_launcher(
         job.run.launcher, job.run.ranks, job.run.instances_at_once, srun_mpi=job.run.srun_mpi
     )
@@ -85,11 +85,19 @@ def start(job: Job, out: Path, *, resume: bool) -> int:
         ) from error
 
 
-def _refuse_inside_mpi() -> None:
+def refuse_inside_mpi(command: str) -> None:
+    """Refuse to be a rank of an MPI program, or a task of srun.
+
+    Args:
+        command: The command, for the message.
+
+    Raises:
+        JobError: If this process is one.
+    """
     if inside := [name for name in _RANK_VARIABLES if name in os.environ]:
         raise JobError(
-            f"lsr-hpc run starts MPI itself and must not be started by mpiexec or srun ({inside[0]} is set): "
-            "leave that out; in a batch job start it from the script"
+            f"lsr-hpc {command} starts MPI itself and must not be started by mpiexec or srun ({inside[0]} is "
+            "set): leave that out; in a batch job start it from the script"
         )
 
 
@@ -99,7 +107,7 @@ def _begin(order: _Order) -> int:
     layout, job = order.layout, order.job
     # The problem is looked at before anything is written.
     with start_cluster(job.run) as client:
-        described = _describe(client, job, order.stop)
+        described = describe_problem(client, job, order.stop)
         if described is None:
             say("stopped before anything was written")
             return int(ExitCode.RESUME)
@@ -134,7 +142,21 @@ def _write_record(layout: RunLayout, job: Job, problem: str, instances: int) -> 
         raise
 
 
-def _describe(client: Client, job: Job, stop: StopRequest) -> tuple[str, int] | None:
+def describe_problem(client: Client, job: Job, stop: StopRequest) -> tuple[str, int] | None:
+    """Have a light worker build a job's problem.
+
+    Args:
+        client: The cluster.
+        job: The job.
+        stop: Looked at while waiting.
+
+    Returns:
+        Name of the problem or family, and number of instances; None if a stop came first.
+
+    Raises:
+        LsrError: If the problem cannot be built.
+        EnvironmentProblem: If that takes too long.
+    """
     from distributed import KilledWorker
 
     from lsr_hpc.pipeline.light import describe
@@ -194,7 +216,7 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
 
     started = time.perf_counter()
     layout, settings = order.layout, order.job.run
-    with _logging_to(layout.log):
+    with logging_to(layout.log):
         is_sealed = (layout.root / MANIFEST).exists()
         damaged = [fault.file for fault in seal_faults(layout)] if is_sealed else []
         break_seal(layout)
@@ -246,11 +268,11 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
         journal.close()
         if is_at_end and code != ExitCode.RESUME:
             seal_run(layout)
-        log.info("exit %d after %.1f s: %s", code, seconds, _MEANINGS[code].format(root=layout.root))
+        log.info("exit %d after %.1f s: %s", code, seconds, MEANINGS[code].format(root=layout.root))
     return int(code)
 
 
-_MEANINGS = {
+MEANINGS = {
     ExitCode.DONE: "done, see {root}/result.json",
     ExitCode.BAD_INPUT: "the input is wrong, see above",
     ExitCode.CRASH: "something failed, see above; `lsr-hpc resume {root}` tries it again",
@@ -302,8 +324,15 @@ class _ToStandardOutput(logging.Handler):
 
 
 @contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Log to standard output and to a file; what Dask complains about goes to the file alone."""
+def logging_to(path: Path) -> Iterator[None]:
+    """Log to standard output and to a file; what Dask complains about goes to the file alone.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Nothing.
+    """
     path.parent.mkdir(exist_ok=True)
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
