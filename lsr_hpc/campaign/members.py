@@ -21,7 +21,7 @@ from lsr_hpc.pipeline.record import identity
 from lsr_hpc.settings_campaign import CampaignSettings
 from lsr_hpc.store import file_digest
 
-__all__ = ["Member", "campaign_of", "expand", "full_identity", "member_job"]
+__all__ = ["Member", "campaign_of", "expand", "full_identity", "member_job", "refuse"]
 
 _DIGITS = 12
 _MOST_MISTAKES = 20
@@ -127,28 +127,43 @@ def expand(base: Job) -> list[tuple[str, dict[str, Any]]]:
     """
     campaign = campaign_of(base)
     digest_of = cache(_digest_of)
+    plain = replace(base, campaign=None)
     members: dict[str, dict[str, Any]] = {}
     mistakes: dict[str, list[str]] = {}
     for i, settings in enumerate(_combinations(campaign)):
         where = f"member {i} ({', '.join(f'{k} = {json.dumps(v)}' for k, v in settings.items())})"
-        try:
-            job = member_job(base, settings)
-        except JobError as error:
-            mistakes.setdefault(str(error), []).append(where)
+        found: list[str] = []
+        job = changed_job(plain, settings, found)
+        for mistake in found:
+            mistakes.setdefault(mistake, []).append(where)
+        if job is None:
             continue
         text = json.dumps(full_identity(job, campaign.command, digest_of), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
         if digest in members:
             mistakes.setdefault("it is there twice: leave one of the equal values out", []).append(where)
         members[digest] = settings
+    refuse(mistakes)
+    return list(members.items())
+
+
+def refuse(mistakes: Mapping[str, Sequence[str]]) -> None:
+    """Raise what is wrong with members, if anything is.
+
+    Args:
+        mistakes: Members by what is wrong with them.
+
+    Raises:
+        JobError: Listing all of it.
+    """
     if mistakes:
         raise JobError("the members of the campaign cannot be:" + "".join(_listed(mistakes)))
-    return list(members.items())
 
 
 def _listed(mistakes: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for mistake, members in itertools.islice(mistakes.items(), _MOST_MISTAKES):
-        others = f" and {len(members) - 1} others" if len(members) > 1 else ""
+        n = len(members) - 1
+        others = f" and {n} other{'s' if n > 1 else ''}" if n else ""
         yield f"\n  - {members[0]}{others}: {mistake}"
     if len(mistakes) > _MOST_MISTAKES:
         yield f"\n  - and {len(mistakes) - _MOST_MISTAKES} more"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lsr_hpc.build import check_instance
 from lsr_hpc.campaign.batch import CampaignControl
 from lsr_hpc.campaign.layout import CampaignLayout
-from lsr_hpc.campaign.members import Member, campaign_of, member_job
+from lsr_hpc.campaign.members import Member, campaign_of, member_job, refuse
 from lsr_hpc.campaign.record import CampaignRecord, plan_members, register
 from lsr_hpc.campaign.resources import Resources, share_out
 from lsr_hpc.campaign.state import MemberState, read_state
@@ -224,15 +224,13 @@ def _check_problems(
     Raises:
         JobError: If one cannot be built, or has no such instance.
     """
-    mistakes = []
+    mistakes: dict[str, list[str]] = {}
     for alike in problems.values():
-        first, problem = alike[0]
-        base = replace(job, campaign=None, problem=replace(problem, instance=None))
+        problem = replace(alike[0][1], instance=None)
         try:
-            built = describe_problem(client, base, stop)
+            built = describe_problem(client, replace(job, campaign=None, problem=problem), stop)
         except JobError as error:
-            others = f" and {len(alike) - 1} others" if len(alike) > 1 else ""
-            mistakes.append(f"\n  - {first}{others}: {error}")
+            mistakes.setdefault(str(error), []).extend(str(member) for member, _ in alike)
             continue
         if built is None:
             return False
@@ -240,7 +238,6 @@ def _check_problems(
             try:
                 check_instance(problem.instance or 0, *built)
             except JobError as error:
-                mistakes.append(f"\n  - {member}: {error}")
-    if mistakes:
-        raise JobError("the members of the campaign cannot be:" + "".join(mistakes))
+                mistakes.setdefault(str(error), []).append(str(member))
+    refuse(mistakes)
     return True

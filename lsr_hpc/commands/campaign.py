@@ -114,15 +114,14 @@ def status(options: argparse.Namespace) -> int:
     """
     layout = CampaignLayout(options.run.absolute())
     record = read_record(layout)
-    states = {m: read_state(layout.member(m.name), thoroughly=False) for m in record.wanted_members}
-    counts = Counter(state.end for state in states.values())
+    states = [(m, read_state(layout.member(m.name), thoroughly=False)) for m in record.wanted_members]
+    counts = Counter(state.end for _, state in states)
     if options.progress:
         say(str(counts["done"]))
         return int(ExitCode.DONE)
     if options.json:
         members = [
-            {"name": m.name, "settings": m.settings, "state": s.end, "message": s.message}
-            for m, s in states.items()
+            {"name": m.name, "settings": m.settings, "state": s.end, "message": s.message} for m, s in states
         ]
         say(json.dumps({"kind": "campaign", "counts": counts, "members": members}, indent=1))
         return int(ExitCode.DONE)
@@ -131,7 +130,7 @@ def status(options: argparse.Namespace) -> int:
         f"{layout.root}: {counts['done']} of {len(states)} members done, {counts['failed']} failed, "
         f"{counts['missing']} missing{asked}"
     )
-    for member, state in states.items():
+    for member, state in states:
         if state.end == "failed":
             say(f"{member}: {state.message}")
     return int(ExitCode.DONE)
