@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.campaign.layout import CampaignLayout, MemberFiles
-from lsr_hpc.campaign.members import Member, member_job
+from lsr_hpc.campaign.members import Member, campaign_of, member_job
 from lsr_hpc.campaign.record import read_record, stored_job
 from lsr_hpc.errors import EnvironmentProblem, StopRequested
 from lsr_hpc.job import Job, ProblemSettings
+from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.lease import Lease, take
 from lsr_hpc.pipeline.spec import StepResult, StepSpec, write_result
 from lsr_hpc.pipeline.worker import in_words
@@ -88,6 +89,7 @@ class _Batch:
         self._comm = comm
         self._spec = spec
         self._job = job
+        self._is_run = campaign_of(job).command == "run"
         self._stop = stop
         self._problem: ProblemSettings | None = None
         self._family: ProblemFamily | None = None
@@ -99,7 +101,8 @@ class _Batch:
             StopRequested: On every rank, if the step is to stop before the end of the member.
             EnvironmentProblem: On every rank; it would meet the other members too.
         """
-        from lsr_hpc.comm import on_first
+        from lsr_hpc.campaign.rounds import carry_through_rounds
+        from lsr_hpc.comm import agree, on_first
 
         comm, attempt = self._comm, files.attempt(self._spec.tries[member.name])
         self._require_no_stop()
@@ -113,7 +116,13 @@ class _Batch:
         if comm.rank == 0:
             log.info("%s", member)
         try:
-            metrics = self._refine(member, files, lease)
+            job = agree(comm, lambda: member_job(self._job, member.settings))
+            family = agree(comm, lambda: self._family_of(job))
+            if self._is_run:
+                run = RunLayout(files.directory)
+                metrics = carry_through_rounds(comm, run, job, family, lease, self._stop)
+            else:
+                metrics = self._refine(job, family, files.directory, lease)
         except (EnvironmentProblem, StopRequested):
             raise
         except Exception as error:
@@ -130,20 +139,16 @@ class _Batch:
             )
         on_first(comm, lambda: write_result(attempt.result, answer))
 
-    def _refine(self, member: Member, files: MemberFiles, lease: Lease | None) -> dict[str, Any]:
-        """``lsr-hpc refine`` on the member's job."""
+    def _refine(self, job: Job, family: ProblemFamily, out: Path, lease: Lease | None) -> dict[str, Any]:
+        """What ``lsr-hpc refine`` does with a job."""
         from lsr_hpc.comm import agree
         from lsr_hpc.commands.refine import refine_family
         from lsr_hpc.threads import local_threads
 
         comm = self._comm
-        job = agree(comm, lambda: member_job(self._job, member.settings))
-        family = agree(comm, lambda: self._family_of(job))
-        directory = agree(comm, lambda: None if lease is None else _Leased(files.directory, job, lease))
+        directory = agree(comm, lambda: None if lease is None else _Leased(out, job, lease))
         try:
-            results = refine_family(
-                job, family, comm, files.directory, local_threads(comm), directory, self._boundary
-            )
+            results = refine_family(job, family, comm, out, local_threads(comm), directory, self._boundary)
         except BaseException:
             if directory is not None:
                 directory.discard()

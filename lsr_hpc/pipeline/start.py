@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lsr_hpc.pipeline.advance import Outcome
     from lsr_hpc.pipeline.controller import Controller
 
-__all__ = ["MEANINGS", "describe_problem", "logging_to", "refuse_inside_mpi", "start"]
+__all__ = ["describe_problem", "logging_to", "refuse_inside_mpi", "run_result", "start"]
 
 log = logging.getLogger("lsr_hpc.pipeline")
 
@@ -255,24 +255,18 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
         code = exit_code_of(outcomes)
         is_at_end = all(outcome.state in {"finished", "failed"} for outcome in outcomes)
         if is_at_end:
-            content = {
-                "schema": 1,
-                "kind": "run",
-                "run_id": record.run_id,
-                "problem": record.problem,
-                "world_size": settings.ranks,
-            }
+            content = run_result(record, settings.ranks, outcomes)
             code = _finish(controller, layout.result, content, outcomes)
         seconds = time.perf_counter() - started
         journal.write("ended", exit_code=int(code), wall_s=round(seconds, 3))
         journal.close()
         if is_at_end and code != ExitCode.RESUME:
             seal_run(layout)
-        log.info("exit %d after %.1f s: %s", code, seconds, MEANINGS[code].format(root=layout.root))
+        log.info("exit %d after %.1f s: %s", code, seconds, _MEANINGS[code].format(root=layout.root))
     return int(code)
 
 
-MEANINGS = {
+_MEANINGS = {
     ExitCode.DONE: "done, see {root}/result.json",
     ExitCode.BAD_INPUT: "the input is wrong, see above",
     ExitCode.CRASH: "something failed, see above; `lsr-hpc resume {root}` tries it again",
@@ -287,7 +281,6 @@ def _finish(controller: Controller, path: Path, content: dict[str, Any], outcome
 
     code = exit_code_of(outcomes)
     content["status"] = "failed" if code else "done"
-    content["instances"] = [_instance_json(i, outcome) for i, outcome in enumerate(outcomes)]
     try:
         returned = controller.end([outcome.result for outcome in outcomes])
         if returned is None:
@@ -301,6 +294,28 @@ def _finish(controller: Controller, path: Path, content: dict[str, Any], outcome
     with publish_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return code
+
+
+def run_result(record: RunRecord, world_size: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What the result of a run says before the functions of its end add to it.
+
+    Args:
+        record: The run.
+        world_size: MPI ranks of an instance.
+        outcomes: Where its instances stand.
+
+    Returns:
+        JSON content.
+    """
+    return {
+        "schema": 1,
+        "kind": "run",
+        "run_id": record.run_id,
+        "problem": record.problem,
+        "world_size": world_size,
+        "status": "done",
+        "instances": [_instance_json(i, outcome) for i, outcome in enumerate(outcomes)],
+    }
 
 
 def _instance_json(instance: int, outcome: Outcome) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def test_other_weights_under_the_same_name_are_another_base(tmp_path: Path, layo
     first = names(register(layout, job_of(tmp_path, job, above)))
     assert names(register(layout, job_of(tmp_path, job, above))) == first
     weights.write_bytes(b"two")
-    with pytest.raises(JobError, match="problem.weights sha256"):
+    with pytest.raises(JobError, match=r"problem\.weights sha256"):
         register(layout, job_of(tmp_path, job, above))
     by_weights = "[campaign.axes]\nproblem.args.a = [1]\nproblem.weights = ['w.safetensors']"
     assert names(register(layout, job_of(tmp_path, by_weights)))[1].startswith("0001-")
