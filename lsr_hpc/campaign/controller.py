@@ -31,6 +31,7 @@ _LOOK_EVERY_S = 0.5
 # How long to leave members alone that are in the hands of another controller.
 _LEAVE_ALONE_S = 2.0
 _MOST_OF_A_STEP = 32
+_PAUSE_S = 5.0
 
 
 def members_of_step(waiting: int, at_once: int, most: int | None) -> int:
@@ -77,6 +78,7 @@ class CampaignController:
         self._batches: dict[Future[BatchEnd], list[str]] = {}
         self._done: queue.SimpleQueue[Future[BatchEnd]] = queue.SimpleQueue()
         self._begun = self._fruitless = 0
+        self._not_before = 0.0
         self._states: dict[str, MemberState] = {}
         self.message = ""
         self.exit_code = 0
@@ -104,7 +106,8 @@ class CampaignController:
                 if not self._batches and time.monotonic() - looked > _LEAVE_ALONE_S:
                     looked = time.monotonic()
                     self._look_elsewhere(key)
-                if not self._batches and (control.stop.is_set or not self._elsewhere):
+                is_left = bool(self._waiting or self._elsewhere)
+                if not self._batches and (control.stop.is_set or not is_left):
                     return self._states
                 self._take_next()
         finally:
@@ -112,6 +115,8 @@ class CampaignController:
 
     def _begin_batches(self, key: str) -> None:
         at_once = self._control.settings.instances_at_once
+        if time.monotonic() < self._not_before:
+            return
         while self._waiting and len(self._batches) < at_once and not self._control.stop.is_set:
             size = members_of_step(len(self._waiting), at_once, self._most)
             self._submit(key, [self._waiting.popleft() for _ in range(size)], after_others=False)
@@ -169,9 +174,13 @@ class CampaignController:
         if end.message:
             log.warning("step %d: %s", end.number, end.message)
         self._fruitless = 0 if has_gained or not end.message else self._fruitless + 1
+        # What prevents ranks from beginning may pass: a node, the scheduler, a disk.
+        self._not_before = time.monotonic() + _PAUSE_S * self._fruitless
         code = end.exit_code
         if self._fruitless >= self._control.tries:
-            code = int(ExitCode.CRASH)
+            # Another start of the job may find other nodes.
+            is_srun = self._control.launcher.name == "srun"
+            code = int(ExitCode.RESUME if is_srun else ExitCode.CRASH)
         environment = [s for s in end.states.values() if s.exit_code == ExitCode.ENVIRONMENT]
         if code or environment:
             self.exit_code = code or int(ExitCode.ENVIRONMENT)

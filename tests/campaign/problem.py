@@ -12,11 +12,13 @@ import torch
 from lsr_hpc import Evaluation, Problem, ProblemFamily, ResidualBlock
 
 
-def build(instances: int = 4, wave: float = 3.0, fault: str = "", home: str = "") -> ProblemFamily:
+def build(
+    instances: int = 4, wave: float = 3.0, fault: str = "", home: str = "", pause: float = 0.0
+) -> ProblemFamily:
     """Fits of exp(-x) sin(wave x + i) by a small network.
 
-    ``fault``: "refuse" (on all ranks), "raise" or "die" (on the last rank alone), "die once", "wait" (until
-    there is a file ``home/gate``); a fault is mended by a file ``home/mended``.
+    ``fault``: "refuse" (on all ranks), "raise" or "die" (on the last rank alone), which a file
+    ``home/mended`` mends, or "wait" until there is a file ``home/gate``. ``pause``: seconds for a product.
     """
     if home:
         with Path(home, "built").open("a") as file:
@@ -36,7 +38,8 @@ def build(instances: int = 4, wave: float = 3.0, fault: str = "", home: str = ""
             return torch.exp(-x) * torch.sin(wave * x + i)
 
         def residual(u, x):
-            if fault and any(frame.function == "krylov_basis" for frame in inspect.stack()):
+            if (fault or pause) and any(frame.function == "krylov_basis" for frame in inspect.stack()):
+                time.sleep(pause)
                 go_wrong(fault, Path(home))
             return u(x) - exact(x)
 
@@ -60,8 +63,6 @@ def go_wrong(fault: str, home: Path) -> None:
         return
     if fault == "raise":
         raise ZeroDivisionError("deliberate")
-    if fault == "die once":
-        (home / "mended").touch()
-    if fault.startswith("die"):
+    if fault == "die":
         print("last words", flush=True)
         os._exit(1)

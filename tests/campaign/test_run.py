@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -14,12 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lsr_hpc.campaign.layout import CampaignLayout
+from tests.campaign.conftest import Campaigns, Directory
 from tests.mpi.conftest import LSR_HPC, REPOSITORY, mpi_environment
 from tests.pipeline.conftest import eventually
 
 pytestmark = pytest.mark.mpi
 
 AXES = ("problem.instance = {range = [0, 2]}", "subspace.rank = [5, 8]")
+# The third member waits for a file, with all processes at work.
+HELD = ("problem.instance = [0, 1, 2, 3]", "problem.args.fault = ['', '', 'wait', '']")
 
 
 def kill(pids):
@@ -28,40 +33,67 @@ def kill(pids):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_every_member_is_what_refine_makes_of_its_job_and_nothing_is_done_twice(campaigns):
-    job = campaigns.write(*AXES)
-    out = campaigns.carried_out(job)
+def alone(home, job, command):
+    """What a user would type for one member, on two ranks."""
+    out = home / "alone"
+    environment = mpi_environment() | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, LSR_HPC, "refine" if command else "run", job, "--out", out],
+        env=environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    predictor = (out / "predictor" / "instance-00000.safetensors").read_bytes()
+    shutil.rmtree(out)
+    return predictor
 
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A campaign of six members that nothing has disturbed; to be looked at, and copied to be changed."""
+    campaigns = Campaigns(tmp_path_factory.mktemp("finished"))
+    campaigns.carried_out(campaigns.write(*AXES))
+    return campaigns
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What the members of HELD come to when nothing is killed, by number."""
+    campaigns = Campaigns(tmp_path_factory.mktemp("undisturbed"))
+    (campaigns.home / "gate").touch()
+    out = campaigns.carried_out(campaigns.write(*HELD, combine="zip"))
+    return {name[:4]: predictor for name, predictor in out.predictors().items()}
+
+
+def test_every_member_is_what_refine_makes_of_its_job_and_nothing_is_done_twice(finished):
+    out = finished.directory()
     assert (out.result["status"], out.result["done"], out.result["failed"]) == ("done", 6, [])
     assert sorted(out.predictors()) == out.names
-    # The same bits as by the command that a user would type for one of them.
-    for name in out.names[1::4]:
-        alone = campaigns.home / "alone"
-        own_job = out.layout.members / name / "job.toml"
-        done = subprocess.run(
-            ["mpiexec", "-n", "2", LSR_HPC, "refine", own_job, "--out", alone],
-            env=mpi_environment() | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        predictor = (alone / "predictor" / "instance-00000.safetensors").read_bytes()
-        assert predictor == out.predictors()[name]
+    assert not out.done_twice()
     # Built once by the light worker that looks at it, and once by each of the two ranks.
-    assert list(Counter((campaigns.home / "built").read_text().split()).values()) == [1] * (1 + 2 + 2 * 2)
+    assert list(Counter((finished.home / "built").read_text().split()).values()) == [1, 1, 1]
+    for name in out.names[1::4]:
+        job = out.layout.members / name / "job.toml"
+        assert alone(finished.home, job, ["mpiexec", "-n", "2"]) == out.predictors()[name]
 
+
+def test_typed_again_nothing_is_done(finished):
+    out = finished.directory()
     before = {path: path.stat().st_mtime_ns for path in out.root.rglob("*") if path.is_file()}
-    printed = campaigns.lsr("campaign", job, "--out", out.root)
+    printed = finished.lsr("campaign", finished.home / "job.toml", "--out", out.root)
     assert "all 6 members are done" in printed
     after = {path: path.stat().st_mtime_ns for path in out.root.rglob("*") if path.is_file()}
     changed = {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     assert changed <= {"campaign.lock"}
+    assert "nothing is damaged" in finished.lsr("verify", out.root)
+    assert "6 of 6 members done" in finished.lsr("status", out.root)
 
 
-def test_the_table_holds_the_figures_of_the_members(campaigns):
-    out = campaigns.carried_out(campaigns.write(*AXES))
+def test_the_table_holds_the_figures_of_the_members(finished):
+    out = finished.directory()
     results = [json.loads((out.layout.members / name / "result.json").read_text()) for name in out.names]
     before, after = (np.array([r["error"][when] for r in results]) for when in ("before", "after"))
 
@@ -88,104 +120,87 @@ def test_the_table_holds_the_figures_of_the_members(campaigns):
     ]
     assert [float(row["error_after"]) for row in rows] == after.tolist()
     assert out.layout.figure.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "nothing is damaged" in campaigns.lsr("verify", out.root)
-    assert "6 of 6 members done" in campaigns.lsr("status", out.root)
 
-    # A value more: only its members are done; a byte flipped in one: that one is done again.
+
+def test_a_value_more_and_a_damaged_member_bring_no_work_but_their_own(finished):
+    out = Directory(CampaignLayout(finished.home / "more"))
+    shutil.copytree(finished.home / "out", out.root)
     first = out.predictors()
     victim = out.layout.members / out.names[2] / "predictor" / "instance-00000.safetensors"
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(content)
-    assert f"damaged: member {out.names[2]}" in campaigns.lsr("verify", out.root, code=70)
-    more = campaigns.carried_out(
-        campaigns.write("problem.instance = {range = [0, 2]}", "subspace.rank = [3, 5, 8]")
-    )
+    assert f"damaged: member {out.names[2]}" in finished.lsr("verify", out.root, code=70)
+
+    job = finished.write(AXES[0], "subspace.rank = [3, 5, 8]", name="more.toml")
+    more = finished.carried_out(job, name="more")
     assert {name: more.predictors()[name] for name in first} == first
     assert (more.result["members"], more.result["done"]) == (9, 9)
-    assert Counter(map(str, more.answers().values())) == {
-        str(Counter(done=1)): 8,
-        str(Counter(done=2)): 1,
-    }
+    again = {name: answers["done"] for name, answers in more.answers().items() if answers["done"] > 1}
+    assert again == {out.names[2]: 2}
 
 
-@pytest.mark.parametrize(
-    ("fault", "code", "cause"),
-    [
-        ("refuse", 2, "ValueError: no such thing today"),
-        ("raise", 70, "MPI rank 1 failed in phase 'basis': ZeroDivisionError: deliberate"),
-        ("die", 70, "ended from outside, 2 times in a row"),
-    ],
-)
-def test_a_member_that_fails_harms_no_other_and_is_tried_again_when_asked(campaigns, fault, code, cause):
+def test_members_that_fail_harm_no_other_and_are_tried_again_when_asked(campaigns):
+    faults = ["", "refuse", "", "raise", "die", ""]
     job = campaigns.write(
-        "problem.instance = [0, 1, 2, 3]",
-        f"problem.args.fault = ['', '{fault}', '', '']",
+        "problem.instance = [0, 1, 2, 3, 0, 1]",
+        "problem.args.wave = [3.0, 3.0, 3.0, 3.0, 4.0, 4.0]",
+        f"problem.args.fault = {faults}",
         combine="zip",
         tries=2,
     )
     out = campaigns.carried_out(job, code=70)
-    sound = [name for i, name in enumerate(out.names) if i != 1]
+    sound = [name for name, fault in zip(out.names, faults, strict=True) if not fault]
     assert sorted(out.predictors()) == sound
-    (failed,) = out.result["failed"]
-    assert (failed["name"], failed["exit_code"]) == (out.names[1], code)
-    assert cause in failed["cause"]
-    assert failed["settings"] == {"problem.instance": 1, "problem.args.fault": fault}
     assert (out.result["status"], out.result["done"], out.result["missing"]) == ("failed", 3, 0)
-    assert cause in campaigns.lsr("status", out.root)
+    causes = {entry["settings"]["problem.args.fault"]: entry for entry in out.result["failed"]}
+    for fault, code, cause in (
+        ("refuse", 2, "ValueError: no such thing today"),
+        ("raise", 70, "MPI rank 1 failed in phase 'basis': ZeroDivisionError: deliberate"),
+        ("die", 70, "ended from outside, 2 times in a row"),
+    ):
+        assert causes[fault]["exit_code"] == code
+        assert cause in causes[fault]["cause"]
+        assert cause in out.layout.table.read_text().replace('""', '"')
     before = out.predictors()
 
     (campaigns.home / "mended").touch()
     out = campaigns.carried_out(job)
+    assert "3 of 6 members to do" in out.printed
     assert out.result["status"] == "done"
     assert {name: out.predictors()[name] for name in sound} == before
-    assert [out.answers()[name] for name in sound] == [Counter(done=1)] * 3
-    assert out.answers()[out.names[1]]["done"] == 1
+    assert not out.done_twice()
 
 
 @pytest.fixture
 def held(campaigns):
-    """A campaign whose third member waits, with all processes at work; and what it comes to undisturbed."""
-    job = campaigns.write(
-        "problem.instance = [0, 1, 2, 3]",
-        "problem.args.fault = ['', '', 'wait', '']",
-        combine="zip",
-    )
+    """A campaign at work, its third member in hand."""
+    job = campaigns.write(*HELD, combine="zip")
     controller = campaigns.start("campaign", job, "--out", campaigns.home / "out")
-    eventually((campaigns.home / "waiting").exists, limit_s=40)
+    eventually((campaigns.home / "waiting").exists, limit_s=60)
     return job, controller
 
 
-def undisturbed(campaigns, job):
-    (campaigns.home / "gate").touch()
-    return campaigns.carried_out(job, name="undisturbed")
-
-
-def assert_whole(campaigns, job, out, disturbed):
+def assert_whole(out, undisturbed, disturbed):
     """All are done, each once, with the same bits as without any disturbance."""
     assert out.result["status"] == "done"
-    assert not out.done_twice()
-    assert out.predictors() == undisturbed(campaigns, job).predictors()
-    for name in out.names:
-        expected = Counter(done=1, none=1) if name in disturbed else Counter(done=1)
-        assert out.answers()[name] == expected
+    assert {name[:4]: predictor for name, predictor in out.predictors().items()} == undisturbed
+    for i, (name, answers) in enumerate(out.answers().items()):
+        assert answers == (Counter(done=1, none=1) if i in disturbed else Counter(done=1)), name
     assert not [path for path in out.layout.members.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("victims", ["one rank", "all ranks"])
-def test_a_member_whose_ranks_are_killed_is_done_again_and_no_other_one(campaigns, held, victims):
-    job, controller = held
+def test_a_member_whose_rank_is_killed_is_done_again_and_no_other_one(campaigns, held, undisturbed):
+    _, controller = held
     ranks = campaigns.ranks()
     assert len(ranks) == 2
-    kill(ranks[1:] if victims == "one rank" else ranks)
+    kill(ranks[1:])
     (campaigns.home / "gate").touch()
-    printed = campaigns.ended(controller)
-    assert "ended from outside" in printed
-    out = campaigns.directory()
-    assert_whole(campaigns, job, out, disturbed=[out.names[2]])
+    assert "ended from outside" in campaigns.ended(controller)
+    assert_whole(campaigns.directory(), undisturbed, disturbed=[2])
 
 
-def test_a_killed_controller_leaves_nothing_and_the_next_one_does_the_rest(campaigns, held):
+def test_a_killed_controller_leaves_nothing_and_the_next_one_does_the_rest(campaigns, held, undisturbed):
     job, controller = held
     before = campaigns.directory().predictors()
     assert len(before) == 2
@@ -196,55 +211,91 @@ def test_a_killed_controller_leaves_nothing_and_the_next_one_does_the_rest(campa
     (campaigns.home / "gate").touch()
     out = campaigns.carried_out(job)
     assert "2 of 4 members to do" in out.printed
-    assert {name: out.predictors()[name] for name in before} == before
-    assert_whole(campaigns, job, out, disturbed=[out.names[2]])
+    assert_whole(out, undisturbed, disturbed=[2])
 
 
-@pytest.mark.parametrize("how", ["signal", "stop"])
-def test_a_stop_gives_up_the_member_in_hand_and_resume_does_the_rest(campaigns, held, how):
+def test_a_stop_gives_up_the_member_in_hand_and_resume_does_the_rest(campaigns, held, undisturbed):
     job, controller = held
-    root = campaigns.home / "out"
-    if how == "signal":
-        os.kill(controller.pid, signal.SIGTERM)
-    else:
-        assert "for the controllers" in campaigns.lsr("stop", root)
-    (out,) = [campaigns.directory()]
-    # The ranks yield at the next boundary, which this one reaches when it waits no more.
-    eventually(lambda: list(root.glob("steps/start-*/step-*/attempt-1/stop")))
+    out = campaigns.directory()
+    assert "for the controllers" in campaigns.lsr("stop", out.root)
+    # The ranks yield at the next boundary, which this member reaches when it waits no more.
+    eventually(lambda: list(out.root.glob("steps/start-*/step-*/attempt-1/stop")))
     (campaigns.home / "gate").touch()
     printed = campaigns.ended(controller, 75)
     assert "stopped in good order" in printed.splitlines()[-1]
     assert (out.result["status"], out.result["missing"]) == ("partial", 2)
-    if how == "stop":
-        assert "asks for a stop" in campaigns.lsr("campaign", job, "--out", root, code=75)
-    campaigns.lsr("resume", root)
-    assert_whole(campaigns, job, out, disturbed=[out.names[2]])
+    assert "asks for a stop" in campaigns.lsr("campaign", job, "--out", out.root, code=75)
+    campaigns.lsr("resume", out.root)
+    assert_whole(out, undisturbed, disturbed=[2])
 
 
-def test_several_controllers_share_the_members(campaigns, held):
-    """One has the first members in hand; another one leaves them alone, and waits for them."""
+def test_several_controllers_share_the_members(campaigns, held, undisturbed):
+    """One has the members in hand; another one leaves them alone, and waits for them."""
     job, first = held
     second = campaigns.start("campaign", job, "--out", campaigns.home / "out")
     out = campaigns.directory()
-    eventually(lambda: (out.root / "logs" / "start-0002.log").exists(), limit_s=40)
+    eventually((out.root / "logs" / "start-0002.log").exists, limit_s=60)
     (campaigns.home / "gate").touch()
     for process in (first, second):
         campaigns.ended(process)
-    assert_whole(campaigns, job, out, disturbed=[])
+    assert_whole(out, undisturbed, disturbed=[])
 
 
-def test_parts_are_disjoint_and_the_last_one_completes_the_table(campaigns):
-    job = campaigns.write("problem.instance = [0, 1, 2, 3]", ranks_per_member=1)
-    out = campaigns.home / "out"
-    campaigns.lsr("campaign", job, "--out", out, "--part", "1/2")
-    found = campaigns.directory()
-    assert [name[:4] for name in found.predictors()] == ["0001", "0003"]
-    assert (found.result["status"], found.result["missing"]) == ("partial", 2)
-    campaigns.lsr("campaign", job, "--out", out, "--part", "0/2")
-    assert found.result["status"] == "done"
-    assert not found.done_twice()
-    for part in ("2/2", "x", "0/0", "-1/2"):
-        assert "--part" in campaigns.lsr("campaign", job, "--out", out, f"--part={part}", code=2)
+def test_members_run_side_by_side_and_parts_are_disjoint(campaigns):
+    job = campaigns.write(
+        "problem.instance = [0, 1, 2, 3, 0]",
+        "problem.args.wave = [3.0, 3.0, 3.0, 3.0, 4.0]",
+        "problem.args.fault = ['wait', '', '', '', '']",
+        combine="zip",
+        ranks_per_member=1,
+        at_once=2,
+    )
+    root = campaigns.home / "out"
+    controller = campaigns.start("campaign", job, "--out", root, "--part", "0/2")
+    out = campaigns.directory()
+    # The first one holds its rank while the others of this part, 2 and 4, are done.
+    eventually(lambda: out.layout.members.exists() and len(out.predictors()) == 2, limit_s=60)
+    (campaigns.home / "gate").touch()
+    campaigns.ended(controller)
+    assert [name[:4] for name in out.predictors()] == ["0000", "0002", "0004"]
+    assert (out.result["status"], out.result["missing"]) == ("partial", 2)
+    campaigns.lsr("campaign", job, "--out", root, "--part", "1/2")
+    assert out.result["status"] == "done"
+    assert not out.done_twice()
+
+
+@pytest.mark.parametrize("part", ["2/2", "x", "0/0", "-1/2", "1/2/3"])
+def test_a_part_that_is_none_is_refused(campaigns, part):
+    assert "--part" in campaigns.lsr("campaign", campaigns.write(*AXES), f"--part={part}", code=2)
+
+
+def test_rounds_make_the_run_directory_of_run_and_go_on_in_it(campaigns):
+    job = campaigns.write(
+        "problem.instance = [0, 1]",
+        "problem.args.fault = ['wait', '']",
+        combine="zip",
+        command="run",
+    )
+    job.write_text(
+        job.read_text() + "\n[iterate]\nrounds = 2\nsteps = 2\ntangent_rank = 8\n[run]\nranks = 2\n"
+    )
+    controller = campaigns.start("campaign", job, "--out", campaigns.home / "out")
+    eventually((campaigns.home / "waiting").exists, limit_s=60)
+    kill(campaigns.ranks())
+    (campaigns.home / "gate").touch()
+    campaigns.ended(controller)
+
+    out = campaigns.directory()
+    assert out.result["status"] == "done"
+    assert out.result["error"]["after"]["worst"] < out.result["error"]["before"]["worst"]
+    for i, name in enumerate(out.names):
+        own = out.layout.members / name
+        # The attempt that was killed lies there, given up.
+        attempts = sorted(path.name for path in own.glob("steps/instance-0000/round-0000/attempt-*"))
+        assert attempts == ["attempt-1", "attempt-2"][: 2 - i]
+        assert alone(campaigns.home, own / "job.toml", []) == out.predictors()[name]
+        assert "done" in campaigns.lsr("status", own)
+    assert "nothing is damaged" in campaigns.lsr("verify", out.root)
 
 
 def test_a_problem_that_cannot_be_built_is_wrong_input_and_nothing_is_written(campaigns):
@@ -253,23 +304,6 @@ def test_a_problem_that_cannot_be_built_is_wrong_input_and_nothing_is_written(ca
     assert "problem.args.wave = 'steep': a number is expected" in printed
     assert "problem.instance = 9: 'damped sine' has instances 0 to 3" in printed
     assert not (campaigns.home / "out").exists()
-
-
-def test_members_run_side_by_side(campaigns):
-    job = campaigns.write(
-        "problem.instance = [0, 1, 2]",
-        "problem.args.fault = ['wait', '', '']",
-        combine="zip",
-        ranks_per_member=1,
-        at_once=2,
-    )
-    controller = campaigns.start("campaign", job, "--out", campaigns.home / "out")
-    out = campaigns.directory()
-    # The first holds its ranks, and those behind it in the batch are not there.
-    eventually(lambda: out.layout.members.exists() and len(out.predictors()) == 2, limit_s=40)
-    (campaigns.home / "gate").touch()
-    campaigns.ended(controller)
-    assert not out.done_twice()
 
 
 def test_a_dry_run_writes_nothing_and_names_the_members(campaigns):
