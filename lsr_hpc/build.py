@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lsr_hpc.problem import Problem, ProblemFamily
     from lsr_hpc.training import TrainingTask
 
-__all__ = ["build_problem", "read_weights", "training_task"]
+__all__ = ["build_problem", "check_instance", "only_instance", "read_weights", "training_task"]
 
 
 def build_problem(job: Job) -> ProblemFamily:
@@ -29,12 +29,54 @@ def build_problem(job: Job) -> ProblemFamily:
         job: The job.
 
     Returns:
-        The family of instances; a single problem is a family of one.
+        The family of instances; a single problem, or the one that ``problem.instance`` names, is a family of
+        one.
 
     Raises:
         JobError: If the function cannot be found, refuses its arguments, fails, or returns something else;
             the family's ``instance`` raises it too.
     """
+    family = _build_family(job)
+    return family if job.problem.instance is None else only_instance(family, job.problem.instance)
+
+
+def only_instance(family: ProblemFamily, instance: int) -> ProblemFamily:
+    """One instance of a family, as a family of one.
+
+    Args:
+        family: The family.
+        instance: Number of the instance.
+
+    Returns:
+        The family of one.
+
+    Raises:
+        JobError: If the family has no such instance.
+    """
+    from lsr_hpc.problem import ProblemFamily
+
+    check_instance(instance, family.name, family.n_instances)
+    return ProblemFamily(name=family.name, n_instances=1, instance=lambda _: family.instance(instance))
+
+
+def check_instance(instance: int, name: str, n_instances: int) -> None:
+    """Refuse an instance that a family does not have.
+
+    Args:
+        instance: Number of the instance.
+        name: Name of the family.
+        n_instances: How many it has.
+
+    Raises:
+        JobError: If there is no such instance.
+    """
+    if not instance < n_instances:
+        raise JobError(
+            f"problem.instance = {instance}: {name!r} has instances 0 to {n_instances - 1} (problem.args)"
+        )
+
+
+def _build_family(job: Job) -> ProblemFamily:
     from lsr_hpc.problem import Problem, ProblemFamily
 
     name = job.problem.function

@@ -90,6 +90,36 @@ def _parser() -> argparse.ArgumentParser:
         "--submit", action="store_true", help="submit the run's job again, where it was begun by submit"
     )
 
+    campaign = command(
+        "campaign",
+        "Carry out a job for many members, which differ in the settings of its section [campaign].",
+        "lsr-hpc campaign jobs/antiderivative_campaign.toml --preset small --out runs/many",
+        "Not to be started by mpiexec. Typed again, it does what is missing or has failed; values added to\n"
+        "an axis make new members. `status`, `stop`, `resume` and `verify` know DIR; DIR/members has a run\n"
+        "directory for each member.",
+    )
+    _add_job_arguments(campaign)
+    campaign.add_argument(
+        "--out", type=Path, metavar="DIR", help="directory of the campaign (default: runs/NAME of the job)"
+    )
+    campaign.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="MPI ranks of a member (default: campaign.ranks_per_member of the job, else run.ranks)",
+    )
+    campaign.add_argument(
+        "--part",
+        metavar="I/N",
+        help="only members whose number leaves the remainder I when divided by N: a task of a job array",
+    )
+    campaign.add_argument(
+        "--collect", action="store_true", help="write the table from what is there, do nothing else"
+    )
+    campaign.add_argument(
+        "--dry-run", action="store_true", help="print the resolved job, the members and the plan, do nothing"
+    )
+
     submit = command(
         "submit",
         "Refine in rounds as a job of SLURM: write its script from section [slurm], and submit that.",
@@ -263,6 +293,16 @@ def _run_serial(options: argparse.Namespace) -> int:
         from lsr_hpc.commands import train
 
         return train.run(options)
+    if options.command == "campaign":
+        from lsr_hpc.commands import campaign
+
+        return campaign.run(options)
+    if options.command in {"status", "stop", "resume"}:
+        from lsr_hpc.commands import campaign
+
+        if campaign.is_campaign(options.run):
+            known = {"status": campaign.status, "stop": campaign.stop, "resume": campaign.resume}
+            return known[options.command](options)
     if options.command == "submit":
         from lsr_hpc.commands import submit
 

@@ -26,10 +26,11 @@ from lsr_hpc.settings import (
     SubspaceSettings,
     TrainingSettings,
 )
+from lsr_hpc.settings_campaign import CampaignSettings, with_values
 from lsr_hpc.settings_slurm import SlurmSettings
 from lsr_hpc.toml_text import dump_toml
 
-__all__ = ["Job", "ProblemSettings", "TrainSettings", "convert", "load_job", "unknown_key"]
+__all__ = ["Job", "ProblemSettings", "TrainSettings", "changed_job", "convert", "load_job", "unknown_key"]
 
 # Part of the default run directory, and of file names beside it.
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -47,12 +48,19 @@ class ProblemSettings:
         weights: Trained weights (safetensors), relative to the job file; verified against ``NAME.json``
             beside them where there is one. Passed to the function as its first argument.
         args: Keyword arguments of the function.
+        instance: The one instance of a family that is meant, from 0; absent takes all.
     """
 
     function: str
     path: str | None = None
     weights: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
+    instance: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the number of the instance."""
+        if self.instance is not None and self.instance < 0:
+            raise JobError(f"problem.instance = {self.instance}: must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +89,7 @@ class Job:
         run: See :class:`~lsr_hpc.settings.RunSettings`.
         slurm: See :class:`~lsr_hpc.settings_slurm.SlurmSettings`; used by ``lsr-hpc submit``.
         train: How the start was trained, or None.
+        campaign: See :class:`~lsr_hpc.settings_campaign.CampaignSettings`; used by ``lsr-hpc campaign``.
     """
 
     name: str
@@ -93,6 +102,7 @@ class Job:
     run: RunSettings = field(default_factory=RunSettings)
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     train: TrainSettings | None = None
+    campaign: CampaignSettings | None = None
 
     def __post_init__(self) -> None:
         """Check the name."""
@@ -154,10 +164,38 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), preset: str | None
     assert isinstance(job, Job)
     try:
         job = _absolute(job, path.parent)
+        if job.campaign is not None:
+            job = replace(job, campaign=with_values(job.campaign, path.parent))
         job.as_toml().encode()
+    except JobError as error:
+        raise JobError(f"{path}: {error}") from error
     except (ValueError, OSError, RuntimeError) as error:
         raise JobError(f"{path}: a path or text of the job cannot be used: {error}") from error
     return job
+
+
+def changed_job(job: Job, settings: Mapping[str, Any], mistakes: list[str]) -> Job | None:
+    """A job with some of its settings replaced.
+
+    Args:
+        job: The job, with absolute paths.
+        settings: Values by dotted name, such as ``{"problem.args.seed": 3}``; paths absolute.
+        mistakes: Receives what is wrong.
+
+    Returns:
+        The job, or None if something is wrong.
+    """
+    table = asdict(job)
+    for name, value in settings.items():
+        *sections, key = name.split(".")
+        inner = table
+        for section in sections:
+            if not isinstance(inner.get(section), dict):
+                inner[section] = {}
+            inner = inner[section]
+        inner[key] = value
+    changed = _read(Job, table, "", mistakes)
+    return changed if isinstance(changed, Job) else None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -269,11 +307,15 @@ def unknown_key(label: str, key: str, known: Sequence[str]) -> str:
     return f"unknown key {label!r}; {hint}"
 
 
+_PLURALS = {str: "strings", int: "integers"}
+
+
 def convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
     """Check the type of one value; an integer where a number is expected becomes a float.
 
     Args:
-        hint: Annotation: a plain type, a dataclass, a tuple of strings, or one of them or None.
+        hint: Annotation: a plain type, a dataclass, a tuple of strings or integers, or one of
+            them or None.
         value: The value.
         label: Name of the value in messages.
         mistakes: Receives what is wrong.
@@ -291,9 +333,10 @@ def convert(hint: Any, value: Any, label: str, mistakes: list[str]) -> Any:
     if hint is float and type(value) is int and abs(value) < 10**300:
         return float(value)
     if typing.get_origin(hint) is tuple:
-        if type(value) is list and all(type(item) is str for item in value):
+        kind = typing.get_args(hint)[0]
+        if type(value) in {list, tuple} and all(type(item) is kind for item in value):
             return tuple(value)
-        mistakes.append(f"{label} = {value!r}: a list of strings is expected")
+        mistakes.append(f"{label} = {value!r}: a list of {_PLURALS[kind]} is expected")
         return value
     expected = dict if typing.get_origin(hint) is dict else hint
     if type(value) is not expected:

@@ -54,6 +54,7 @@ def refine(
     comm: MPI.Comm | None = None,
     rank: int | None = None,
     settings: RefineSettings | None = None,
+    boundary: Boundary = no_boundary,
 ) -> RefineResult:
     """Refine a trained network by one-shot LSR.
 
@@ -62,6 +63,7 @@ def refine(
         comm: Communicator whose ranks share the rows; None works in this process alone.
         rank: Largest number of directions, in place of ``settings.subspace.rank``.
         settings: Settings; None takes the defaults.
+        boundary: Called where the work may be interrupted, between two blocks of a Krylov basis.
 
     Returns:
         The result, equal on all ranks; ``outcome`` says whether the refinement was accepted.
@@ -80,7 +82,7 @@ def refine(
     phases = Phases()
     with phases("prepare"):
         prepared = prepare(problem, comm, with_rank(settings or RefineSettings(), rank))
-    return refine_prepared(prepared, phases)[0]
+    return refine_prepared(prepared, phases, boundary=boundary)[0]
 
 
 def refine_prepared(

@@ -31,6 +31,7 @@ import lsr_hpc.comm, lsr_hpc.prepare, lsr_hpc.subspace.svd, lsr_hpc.least_square
 # Everything that runs in the process of the controller.
 CONTROLLER = """
 import lsr_hpc.commands.run, lsr_hpc.commands.status, lsr_hpc.pipeline.start, lsr_hpc.pipeline.controller
+import lsr_hpc.commands.campaign, lsr_hpc.campaign.start, lsr_hpc.campaign.controller
 """
 STARTS_SOMETHING = ("mpi4py.MPI", "petsc4py", "slepc4py", "petsc4py.PETSc", "slepc4py.SLEPc")
 

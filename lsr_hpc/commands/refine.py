@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from lsr_hpc.problem import Problem, ProblemFamily
     from lsr_hpc.result import RefineResult
     from lsr_hpc.run_directory import FinishedRun, RunDirectory
+    from lsr_hpc.snapshot import Boundary
 
-__all__ = ["run"]
+__all__ = ["refine_family", "run"]
 
 # Variables by which launchers tell a process the size of its world.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
@@ -141,7 +142,16 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
     directory = agree(comm, lambda: RunDirectory(out, job) if comm.rank == 0 else None)
     try:
         with listening(LiveProgress()) if comm.rank == 0 and not options.quiet else nullcontext():
-            _refine_all(job, family, comm, out, threads, directory, options)
+            refine_family(
+                job,
+                family,
+                comm,
+                out,
+                threads,
+                directory,
+                quiet=options.quiet,
+                verbose=options.verbose,
+            )
     except BaseException as error:
         if directory is not None:
             directory.abandon(error)
@@ -209,16 +219,39 @@ def _warn_unused(words: list[str], comm: MPI.Comm) -> None:
         )
 
 
-def _refine_all(
+def refine_family(
     job: Job,
     family: ProblemFamily,
     comm: MPI.Comm,
     out: Path,
     threads: int,
     directory: RunDirectory | None,
-    options: argparse.Namespace,
-) -> None:
-    """Refine one instance after the other; ``directory`` is the first rank's."""
+    boundary: Boundary | None = None,
+    *,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> list[RefineResult]:
+    """Refine one instance after the other, and put the run directory in its place.
+
+    Args:
+        job: The job.
+        family: Its instances.
+        comm: Communicator.
+        out: Place of the run directory, for messages.
+        threads: Threads of a rank.
+        directory: The run directory, on the first rank; None on the others.
+        boundary: Called where the work may be interrupted; None for nowhere.
+        quiet: Whether nothing is printed.
+        verbose: Whether phases are logged for every one of several instances.
+
+    Returns:
+        A result per instance, equal on all ranks.
+
+    Raises:
+        LsrError: If an instance cannot be refined or a file not be written.
+
+    Collective: all ranks; the first one writes and prints.
+    """
     import torch
 
     from lsr_hpc.comm import agree, on_first
@@ -228,12 +261,13 @@ def _refine_all(
     from lsr_hpc.predictor import RefinedPredictor
     from lsr_hpc.report_text import headline, instance_line, summary_lines
     from lsr_hpc.run_directory import FinishedRun
+    from lsr_hpc.snapshot import no_boundary
 
     started = time.perf_counter()
-    is_printing = comm.rank == 0 and not options.quiet
+    is_printing = comm.rank == 0 and not quiet
     if is_printing:
         say(f"{job.name}: refining on {comm.size} MPI ranks x {threads} threads")
-    if family.n_instances > 1 and not options.verbose:
+    if family.n_instances > 1 and not verbose:
         # A line per instance tells enough.
         logging.getLogger("lsr_hpc.phases").setLevel(logging.WARNING)
     results: list[RefineResult] = []
@@ -244,7 +278,7 @@ def _refine_all(
         on_first(comm, partial(_check_alike, problem, predictors))
         recorder = PhaseRecorder()
         with listening(recorder):
-            result = refine(problem, comm, settings=job.refine_settings)
+            result = refine(problem, comm, settings=job.refine_settings, boundary=boundary or no_boundary)
         results.append(result)
         phases = comm.gather(recorder.take(), root=0)
         on_first(comm, partial(_record, directory, i, result, phases))
@@ -271,6 +305,7 @@ def _refine_all(
     if comm.rank == 0:
         for line in summary_lines(results, out, run.wall_s, run.peak_rss_bytes):
             say(line)
+    return results
 
 
 def _record(

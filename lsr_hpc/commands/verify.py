@@ -16,6 +16,7 @@ __all__ = ["run"]
 
 _IDENTITY = "run.json"
 _JOB = "job.toml"
+_CAMPAIGN = "campaign.json"
 _PREDICTOR = "predictor"
 _CHECKPOINTS = "checkpoints"
 _USABLE, _DAMAGED, _UNFINISHED, _UNCHECKED, _ASIDE = (
@@ -50,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
         EnvironmentProblem: If a file may be intact but cannot be read.
     """
     directory: Path = options.run
+    if (directory / _CAMPAIGN).exists():
+        return _verify_campaign(directory)
     is_run = (directory / _IDENTITY).exists() or (directory / _CHECKPOINTS).is_dir()
     if not is_run and not _is_refinement(directory):
         raise JobError(_no_run_directory(directory))
@@ -62,6 +65,38 @@ def run(options: argparse.Namespace) -> int:
     for line in _prospects(units, is_run=is_run):
         say(line)
     return int(ExitCode.CRASH if damaged else ExitCode.DONE)
+
+
+def _verify_campaign(directory: Path) -> int:
+    """Print a line per file of a campaign's own, and one per member; returns the exit code."""
+    identity = read_signed(directory / _CAMPAIGN)
+    units = [_unit(_CAMPAIGN, identity if isinstance(identity, Fault) else None)]
+    if (directory / MANIFEST).exists():
+        records = read_seal(directory)
+        units.append(_unit(MANIFEST, records if isinstance(records, Fault) else None))
+        if not isinstance(records, Fault):
+            units += [_unit(name, file_fault(directory / name, record)) for name, record in records.items()]
+    else:
+        units.append(_Unit(RUN_MARKER, _UNCHECKED, "sealed once every member has come to an end"))
+    for member in sorted(path for path in (directory / "members").glob("*") if path.is_dir()):
+        units.append(_member_unit(member))
+    damaged = [unit.name for unit in units if unit.state == _DAMAGED]
+    for unit in units:
+        say(f"{unit.state:<11} {unit.name:<40} {unit.remark}".rstrip())
+    say(f"damaged: {', '.join(damaged)}" if damaged else "nothing is damaged")
+    if damaged:
+        say("`lsr-hpc campaign` with the same job makes damaged members again, and the table")
+    return int(ExitCode.CRASH if damaged else ExitCode.DONE)
+
+
+def _member_unit(directory: Path) -> _Unit:
+    name = f"member {directory.name}"
+    if RUNNING in directory.name or not (directory / RUN_MARKER).exists():
+        return _Unit(name, _UNFINISHED, "at work, or stopped")
+    is_run = (directory / _IDENTITY).exists()
+    units = _run_units(directory) if is_run else _refinement_units(directory)
+    faults = [f"{unit.name} {unit.remark}" for unit in units if unit.state == _DAMAGED]
+    return _Unit(name, _DAMAGED, "; ".join(faults)) if faults else _Unit(name, _USABLE)
 
 
 def _is_refinement(directory: Path) -> bool:

@@ -18,12 +18,20 @@ from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.publish import publish_file
 from lsr_hpc.store import file_digest, read_manifest, write_manifest
 
-__all__ = ["RunRecord", "check_same_job", "read_record", "stored_job", "write_record"]
+__all__ = [
+    "RunRecord",
+    "check_same_job",
+    "differences",
+    "identity",
+    "read_record",
+    "stored_job",
+    "write_record",
+]
 
 _KIND = "lsr_hpc run"
 _SCHEMA = 1
 # What may differ between two starts of a run: how it is carried out, not what it computes.
-_FREE = ("run.", "slurm.", "name")
+_FREE = ("run.", "slurm.", "campaign.", "name")
 
 
 @dataclass(frozen=True)
@@ -139,18 +147,42 @@ def check_same_job(layout: RunLayout, record: RunRecord, job: Job) -> None:
     Raises:
         JobError: Naming every key that differs.
     """
-    before = dict(_flat(asdict(stored_job(layout, record, []))))
-    now = dict(_flat(asdict(job)))
-    differing = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_FREE)
-    ]
+    differing = differences(identity(stored_job(layout, record, [])), identity(job))
     if differing:
         raise JobError(
             f"{layout.root} holds a run of another job: name another --out. Different are"
             + "".join(f"\n  - {line}" for line in differing)
         )
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What a job computes, apart from how it is carried out.
+
+    Args:
+        job: The job.
+
+    Returns:
+        Values by dotted name; what is absent is left out.
+    """
+    flat = dict(_flat(asdict(job)))
+    return {key: value for key, value in flat.items() if value is not None and not key.startswith(_FREE)}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What two jobs differ in.
+
+    Args:
+        there: Identity of one.
+        here: Identity of the other.
+
+    Returns:
+        A line for every setting that differs.
+    """
+    return [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    ]
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

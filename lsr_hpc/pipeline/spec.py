@@ -53,6 +53,7 @@ class StepSpec:
         keep: How many checkpoints to keep besides the best.
         body: The function that does the step, ``package.module:function``; see :mod:`lsr_hpc.pipeline.step`.
         kind: ``"round"``, or another kind of step that the body knows.
+        tries: For a step of a campaign: its members in order, and which try at each of them it is.
     """
 
     run_id: str
@@ -69,6 +70,7 @@ class StepSpec:
     keep: int
     body: str
     kind: str = "round"
+    tries: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lsr_hpc.pipeline.advance import Outcome
     from lsr_hpc.pipeline.controller import Controller
 
-__all__ = ["start"]
+__all__ = ["describe_problem", "logging_to", "refuse_inside_mpi", "run_result", "start"]
 
 log = logging.getLogger("lsr_hpc.pipeline")
 
@@ -71,7 +71,7 @@ def start(job: Job, out: Path, *, resume: bool, level: int = logging.INFO) -> in
         JobError: If the place holds something else, a run of another job, or another controller.
         EnvironmentProblem: If a launcher is missing or the disk cannot be written.
     """
-    _refuse_inside_mpi()
+    refuse_inside_mpi("run")
     launcher = choose_launcher(
         job.run.launcher, job.run.ranks, job.run.instances_at_once, srun_mpi=job.run.srun_mpi
     )
@@ -87,11 +87,19 @@ def start(job: Job, out: Path, *, resume: bool, level: int = logging.INFO) -> in
         ) from error
 
 
-def _refuse_inside_mpi() -> None:
+def refuse_inside_mpi(command: str) -> None:
+    """Refuse to be a rank of an MPI program, or a task of srun.
+
+    Args:
+        command: The command, for the message.
+
+    Raises:
+        JobError: If this process is one.
+    """
     if inside := [name for name in _RANK_VARIABLES if name in os.environ]:
         raise JobError(
-            f"lsr-hpc run starts MPI itself and must not be started by mpiexec or srun ({inside[0]} is set): "
-            "leave that out; in a batch job start it from the script"
+            f"lsr-hpc {command} starts MPI itself and must not be started by mpiexec or srun ({inside[0]} is "
+            "set): leave that out; in a batch job start it from the script"
         )
 
 
@@ -101,7 +109,7 @@ def _begin(order: _Order) -> int:
     layout, job = order.layout, order.job
     # The problem is looked at before anything is written.
     with start_cluster(job.run) as client:
-        described = _describe(client, job, order.stop)
+        described = describe_problem(client, job, order.stop)
         if described is None:
             say("stopped before anything was written")
             return int(ExitCode.RESUME)
@@ -136,7 +144,21 @@ def _write_record(layout: RunLayout, job: Job, problem: str, instances: int) -> 
         raise
 
 
-def _describe(client: Client, job: Job, stop: StopRequest) -> tuple[str, int] | None:
+def describe_problem(client: Client, job: Job, stop: StopRequest) -> tuple[str, int] | None:
+    """Have a light worker build a job's problem.
+
+    Args:
+        client: The cluster.
+        job: The job.
+        stop: Looked at while waiting.
+
+    Returns:
+        Name of the problem or family, and number of instances; None if a stop came first.
+
+    Raises:
+        LsrError: If the problem cannot be built.
+        EnvironmentProblem: If that takes too long.
+    """
     from distributed import KilledWorker
 
     from lsr_hpc.pipeline.light import describe
@@ -196,7 +218,7 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
 
     started = time.perf_counter()
     layout, settings = order.layout, order.job.run
-    with _logging_to(layout.log, order.level):
+    with logging_to(layout.log, order.level):
         is_sealed = (layout.root / MANIFEST).exists()
         damaged = [fault.file for fault in seal_faults(layout.root)] if is_sealed else []
         break_seal(layout)
@@ -235,13 +257,7 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
         code = exit_code_of(outcomes)
         is_at_end = all(outcome.state in {"finished", "failed"} for outcome in outcomes)
         if is_at_end:
-            content = {
-                "schema": 1,
-                "kind": "run",
-                "run_id": record.run_id,
-                "problem": record.problem,
-                "world_size": settings.ranks,
-            }
+            content = run_result(record, settings.ranks, outcomes)
             code = _finish(controller, layout.result, content, outcomes)
         seconds = time.perf_counter() - started
         journal.write("ended", exit_code=int(code), wall_s=round(seconds, 3))
@@ -267,7 +283,6 @@ def _finish(controller: Controller, path: Path, content: dict[str, Any], outcome
 
     code = exit_code_of(outcomes)
     content["status"] = "failed" if code else "done"
-    content["instances"] = [_instance_json(i, outcome) for i, outcome in enumerate(outcomes)]
     try:
         returned = controller.end([outcome.result for outcome in outcomes])
         if returned is None:
@@ -281,6 +296,28 @@ def _finish(controller: Controller, path: Path, content: dict[str, Any], outcome
     with publish_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return code
+
+
+def run_result(record: RunRecord, world_size: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What the result of a run says before the functions of its end add to it.
+
+    Args:
+        record: The run.
+        world_size: MPI ranks of an instance.
+        outcomes: Where its instances stand.
+
+    Returns:
+        JSON content.
+    """
+    return {
+        "schema": 1,
+        "kind": "run",
+        "run_id": record.run_id,
+        "problem": record.problem,
+        "world_size": world_size,
+        "status": "done",
+        "instances": [_instance_json(i, outcome) for i, outcome in enumerate(outcomes)],
+    }
 
 
 def _instance_json(instance: int, outcome: Outcome) -> dict[str, Any]:
@@ -304,8 +341,16 @@ class _ToStandardOutput(logging.Handler):
 
 
 @contextmanager
-def _logging_to(path: Path, level: int) -> Iterator[None]:
-    """Log to standard output and to a file; what Dask complains about goes to the file alone."""
+def logging_to(path: Path, level: int = logging.INFO) -> Iterator[None]:
+    """Log to standard output and to a file; what Dask complains about goes to the file alone.
+
+    Args:
+        path: The file.
+        level: What is printed; the file has all from ``INFO`` on.
+
+    Yields:
+        Nothing.
+    """
     path.parent.mkdir(exist_ok=True)
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

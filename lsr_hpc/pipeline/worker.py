@@ -27,7 +27,7 @@ from lsr_hpc.store import write_manifest
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["main"]
+__all__ = ["in_words", "main"]
 
 Body = Callable[["MPI.Comm", StepSpec, StopFlag], StepResult]
 
@@ -110,7 +110,7 @@ def _run_body(
     except Exception as error:
         if not getattr(error, "on_every_rank", False):
             raise
-        code, cause = _in_words(error)
+        code, cause = in_words(error)
         result = StepResult(status="failed", round=spec.round, message=cause, exit_code=int(code))
     # No result before every rank has come this far: the last act of one of them may still fail.
     phases = comm.gather(recorder.take(), root=0)
@@ -118,7 +118,15 @@ def _run_body(
     return result, phases or []
 
 
-def _in_words(error: BaseException) -> tuple[ExitCode, str]:
+def in_words(error: BaseException) -> tuple[ExitCode, str]:
+    """What ended a step.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        Exit code and cause.
+    """
     if isinstance(error, LsrError):
         return error.exit_code, str(error)
     if isinstance(error, SystemExit):
@@ -128,7 +136,7 @@ def _in_words(error: BaseException) -> tuple[ExitCode, str]:
 
 def _end_all_ranks(comm: MPI.Comm, files: AttemptFiles, error: BaseException) -> None:
     """Leave the cause in a file and in the output, and end all ranks, which may be waiting for this one."""
-    code, cause = _in_words(error)
+    code, cause = in_words(error)
     phase = getattr(error, "lsr_phase", None)
     where = f"MPI rank {comm.rank} failed" + (f" in phase '{phase}'" if phase else "")
     crash = {
