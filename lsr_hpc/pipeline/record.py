@@ -8,7 +8,7 @@ import platform
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lsr_hpc import __version__
@@ -139,8 +139,9 @@ def check_same_job(layout: RunLayout, record: RunRecord, job: Job) -> None:
     Raises:
         JobError: Naming every key that differs.
     """
-    before = dict(_flat(asdict(stored_job(layout, record, []))))
-    now = dict(_flat(asdict(job)))
+    before, now = (
+        dict(_flat(asdict(replace(j, iterate=j.rounds)))) for j in (stored_job(layout, record, []), job)
+    )
     differing = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
         for key in sorted(before.keys() | now.keys())
