@@ -122,19 +122,28 @@ def _parser() -> argparse.ArgumentParser:
 
     submit = command(
         "submit",
-        "Refine in rounds as a job of SLURM: write its script from section [slurm], and submit that.",
+        "Refine as a job of SLURM, in rounds if the job file has a section [iterate]: write a script from "
+        "its section [slurm], and submit that.",
         "lsr-hpc submit jobs/poisson_iterative.toml --set slurm.nodes=4 --out runs/poisson",
-        "DIR.slurm gets the script, the job and the logs. `status`, `stop` and `resume DIR --submit` know "
-        "the job.",
+        "DIR.slurm gets the script, the job and the logs. `status`, `logs`, `stop` and `resume DIR --submit` "
+        "know the job.",
     )
     _add_job_arguments(submit)
     submit.add_argument(
         "--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the job)"
     )
+    submit.add_argument(
+        "--site",
+        metavar="NAME",
+        help="profile ~/.config/lsr-hpc/sites/NAME.toml: sections [slurm] and [run], below those of the job",
+    )
     submit.add_argument("--dry-run", action="store_true", help="print the script, do nothing")
 
     status = command(
-        "status", "Show how far a run is, from its files.", "lsr-hpc status runs/anti-rounds --json"
+        "status",
+        "Show how far a run is, from its files, and what SLURM says of its job.",
+        "lsr-hpc status runs/anti-rounds --json",
+        "ETA is what the rounds that are left take at most; stop rules may end them earlier.",
     )
     status.add_argument("run", type=Path, metavar="DIR", help=_RUN_HELP)
     status.add_argument("--json", action="store_true", help="print a JSON object")
@@ -143,6 +152,15 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print one number, which grows whenever something was gained that a kill cannot take away",
     )
+
+    logs = command(
+        "logs",
+        "Print the log of a run: that of its newest job, otherwise that of its controllers.",
+        "lsr-hpc logs runs/anti-rounds -f",
+    )
+    logs.add_argument("run", type=Path, metavar="DIR", help=_RUN_HELP)
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run or its job is over")
+    logs.add_argument("--ranks", action="store_true", help="what the ranks of the newest step print instead")
 
     stop = command(
         "stop",
@@ -311,10 +329,18 @@ def _run_serial(options: argparse.Namespace) -> int:
         from lsr_hpc.commands import run
 
         return run.run(options) if options.command == "run" else run.resume(options)
-    if options.command in {"status", "stop"}:
+    if options.command == "status":
         from lsr_hpc.commands import status
 
-        return status.run(options) if options.command == "status" else status.stop(options)
+        return status.run(options)
+    if options.command == "logs":
+        from lsr_hpc.commands import logs
+
+        return logs.run(options)
+    if options.command == "stop":
+        from lsr_hpc.commands import stop
+
+        return stop.run(options)
     if options.command == "verify":
         from lsr_hpc.commands import verify
 

@@ -85,7 +85,8 @@ class Job:
         solver: See :class:`~lsr_hpc.settings.SolverSettings`.
         held_out: See :class:`~lsr_hpc.settings.HeldOutSettings`.
         compute: See :class:`~lsr_hpc.settings.ComputeSettings`.
-        iterate: See :class:`~lsr_hpc.settings.IterateSettings`; used by ``lsr-hpc run``.
+        iterate: See :class:`~lsr_hpc.settings.IterateSettings`; used by ``lsr-hpc run``. A job without it is
+            one shot for ``submit``.
         run: See :class:`~lsr_hpc.settings.RunSettings`.
         slurm: See :class:`~lsr_hpc.settings_slurm.SlurmSettings`; used by ``lsr-hpc submit``.
         train: How the start was trained, or None.
@@ -98,7 +99,7 @@ class Job:
     solver: SolverSettings = field(default_factory=SolverSettings)
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
-    iterate: IterateSettings = field(default_factory=IterateSettings)
+    iterate: IterateSettings | None = None
     run: RunSettings = field(default_factory=RunSettings)
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     train: TrainSettings | None = None
@@ -119,18 +120,29 @@ class Job:
             subspace=self.subspace, solver=self.solver, held_out=self.held_out, compute=self.compute
         )
 
+    @property
+    def rounds(self) -> IterateSettings:
+        """Section ``[iterate]``, its defaults where there is none."""
+        return self.iterate or IterateSettings()
+
     def as_toml(self) -> str:
         """The fully resolved job as a job file."""
         return dump_toml(asdict(self))
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = (), preset: str | None = None) -> Job:
+def load_job(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    preset: str | None = None,
+    below: Mapping[str, Any] | None = None,
+) -> Job:
     """Read a job file.
 
     Args:
         path: The TOML file.
         overrides: ``"section.key=value"`` settings, applied last; the value is TOML, or a bare word.
         preset: Name of a ``[preset.NAME]`` table whose values replace those of the job.
+        below: Sections whose values count where the job says nothing.
 
     Returns:
         The job, with paths made absolute.
@@ -143,7 +155,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = (), preset: str | None
     presets = table.pop("preset", {})
     if not isinstance(presets, Mapping):
         raise JobError(f"{path}: preset = {presets!r}: tables [preset.NAME] are expected")
-    base = _with_problem_table(table)
+    base = _merge(below or {}, _with_problem_table(table))
     mistakes: list[str] = []
     variants = _presets(base, presets, mistakes)
     # A preset that nobody uses today is used one day: all are checked, for what the job itself has right.

@@ -48,7 +48,7 @@ class SlurmSettings:
         nodes: Nodes.
         tasks_per_node: MPI ranks on a node; instances side by side share them.
         cpus_per_task: Cores, and threads, of a rank.
-        gpus_per_node: GPUs of a node; 0 for none.
+        gpus_per_node: GPUs of a node, and so many ranks: each has one; 0 for none.
         memory: Of a node, such as ``"16G"``.
         time: Time limit: ``"minutes:seconds"``, ``"hours:minutes:seconds"`` or
             ``"days-hours[:minutes[:seconds]]"``.
@@ -104,6 +104,11 @@ class SlurmSettings:
             for line in self.prologue
             if not _PROLOGUE.fullmatch(line)
         ]
+        if self.gpus_per_node and self.tasks_per_node != self.gpus_per_node:
+            mistakes.append(
+                f"slurm.tasks_per_node = {self.tasks_per_node} with slurm.gpus_per_node = "
+                f"{self.gpus_per_node}: a rank has one GPU, so write the same number twice"
+            )
         seconds = _seconds(self.time)
         if seconds is None:
             mistakes.append(f'slurm.time = {self.time!r}: write "hours:minutes:seconds" or "days-hours"')

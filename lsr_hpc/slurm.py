@@ -1,4 +1,4 @@
-"""SLURM from outside a job: the script of a run, what was submitted, and what the queue says of it.
+"""SLURM from outside a job: what was submitted, and what the queue says of it.
 
 Everything goes by lists of words, never through a shell, and every command has a time limit. The truth about
 a run is in its files; the queue only adds to it, and where it cannot be asked its answer is None.
@@ -6,25 +6,29 @@ a run is in its files; the queue only adds to it, and where it cannot be asked i
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import os
-import shlex
 import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lsr_hpc.errors import EnvironmentProblem, JobError
-from lsr_hpc.job import Job
+from lsr_hpc.job import load_job
 from lsr_hpc.publish import publish_file
 
-__all__ = ["Queued", "Submission", "ask_to_stop", "find_queued", "refuse_queued", "render", "submit_script"]
+__all__ = [
+    "Queued",
+    "Submission",
+    "ask_to_stop",
+    "cancel",
+    "find_ended",
+    "find_queued",
+    "refuse_queued",
+    "submit_script",
+]
 
-_BODY = "# --- nothing to change from here on ---\n"
 _LIMIT_S = 20.0
-_FIELDS = ("memory", "partition", "account", "qos", "constraint", "reservation", "dependency")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,13 @@ class Submission:
         return self.root / "lsr-%j.log"
 
     @property
+    def has_rounds(self) -> bool:
+        """Whether the job that was submitted is one of rounds, not of one shot."""
+        with suppress(JobError):
+            return load_job(self.job).iterate is not None
+        return True
+
+    @property
     def newest(self) -> str | None:
         """Number of the newest job, or None."""
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -83,61 +94,6 @@ class Queued:
     number: str
     state: str
     reason: str
-
-
-def render(job: Job, submission: Submission) -> str:
-    """The batch script of a run: its options, its prologue and its words before the body of the template.
-
-    Args:
-        job: The resolved job.
-        submission: Where its files are.
-
-    Returns:
-        Text of the script.
-
-    Raises:
-        JobError: If the run directory's path has characters that SLURM reads in the name of a log.
-    """
-    if any(c in "%\\" or not c.isprintable() for c in str(submission.run)):
-        raise JobError(f'--out {str(submission.run)!r}: "%", "\\" and line breaks mean something to SLURM')
-    settings = job.slurm
-    options = {
-        "job-name": f"lsr-{job.name}",
-        "nodes": settings.nodes,
-        "ntasks-per-node": settings.tasks_per_node,
-        "cpus-per-task": settings.cpus_per_task,
-        "time": settings.time,
-        "signal": f"B:USR1@{settings.signal_seconds}",
-        "open-mode": "append",
-    }
-    names = {"memory": "mem"}
-    options |= {names.get(f, f): v for f in _FIELDS if (v := getattr(settings, f)) is not None}
-    if settings.gpus_per_node:
-        options["gpus-per-node"] = settings.gpus_per_node
-    if settings.mail:
-        options |= {"mail-user": settings.mail, "mail-type": "END,FAIL,REQUEUE"}
-    if settings.dependency:
-        options["kill-on-invalid-dep"] = "yes"
-    ranks = max(1, settings.nodes * settings.tasks_per_node // job.run.instances_at_once)
-    variables = {
-        "LSR_BIN": Path(sys.executable).parent,
-        "RUN": submission.run,
-        "RANKS": ranks,
-        "REQUEUE": "yes" if settings.requeue else "no",
-        "MAX_RESTARTS": settings.max_restarts,
-    }
-    head = [
-        "#!/usr/bin/env bash",
-        "# Written by `lsr-hpc submit`.",
-        *(f"#SBATCH --{name}={value}" for name, value in options.items()),
-        f"#SBATCH --{'requeue' if settings.requeue else 'no-requeue'}",
-        "",
-        *(" ".join(map(shlex.quote, line.split(" "))) for line in settings.prologue),
-        *(f"{name}={shlex.quote(str(value))}" for name, value in variables.items()),
-        f"set -- {shlex.quote(str(submission.job))}",
-    ]
-    template = importlib.resources.files("lsr_hpc").joinpath("templates/iterate.sbatch").read_text("utf-8")
-    return "\n".join(head) + "\n\n" + _BODY + template.partition(_BODY)[2]
 
 
 def submit_script(submission: Submission) -> str:
@@ -196,6 +152,23 @@ def find_queued(numbers: list[str]) -> Queued | None:
     return None
 
 
+def find_ended(number: str) -> Queued | None:
+    """How a job ended that has left the queue, where the cluster keeps accounts.
+
+    Args:
+        number: Its number.
+
+    Returns:
+        The job, with its exit code as the reason; None where sacct does not know it or is not there.
+    """
+    with suppress(EnvironmentProblem):
+        words = ("--allocations", "--noheader", "--parsable2", "--format=JobIDRaw,State,ExitCode")
+        listed = [line.split("|") for line in _ask(["sacct", *words, f"--jobs={number}"]).splitlines()]
+        found = [Queued(number, state, f"exit {code}") for name, state, code in listed if name == number]
+        return found[-1] if found else None
+    return None
+
+
 def ask_to_stop(queued: Queued) -> None:
     """Ask a job to stop in good order, or cancel it if it only waits.
 
@@ -210,6 +183,18 @@ def ask_to_stop(queued: Queued) -> None:
         _ask(["scancel", "--state=PENDING", queued.number])
     else:
         _ask(["scancel", "--batch", "--signal=USR1", queued.number])
+
+
+def cancel(queued: Queued) -> None:
+    """Cancel a job.
+
+    Args:
+        queued: The job.
+
+    Raises:
+        EnvironmentProblem: If scancel fails.
+    """
+    _ask(["scancel", queued.number])
 
 
 def _ask(command: list[str]) -> str:

@@ -1,17 +1,20 @@
-"""``lsr-hpc submit`` and ``lsr-hpc resume --submit``: a run as a job of SLURM."""
+"""``lsr-hpc submit`` and ``lsr-hpc resume --submit``: rounds, or one shot, as a job of SLURM."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from lsr_hpc.batch_script import render
 from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError
 from lsr_hpc.job import load_job
 from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.record import check_same_job, read_record
-from lsr_hpc.publish import check_directory, publish_file
-from lsr_hpc.slurm import Submission, refuse_queued, render, submit_script
+from lsr_hpc.publish import RUN_MARKER, check_directory, publish_file
+from lsr_hpc.sites import read_site
+from lsr_hpc.slurm import Submission, refuse_queued, submit_script
 
 __all__ = ["resubmit", "submit"]
 
@@ -29,21 +32,29 @@ def submit(options: argparse.Namespace) -> int:
         JobError: If the place holds something else, or a job of the run is in the queue.
         EnvironmentProblem: If the files cannot be written, or SLURM refuses.
     """
-    job = load_job(options.job, options.overrides, options.preset)
+    site = None if options.site is None else read_site(options.site)
+    job = load_job(options.job, options.overrides, options.preset, site)
     out: Path = options.out or Path("runs") / job.name
     submission = Submission(out.absolute())
     script = render(job, submission)
     if options.dry_run:
         say(script.rstrip("\n"))
         return int(ExitCode.DONE)
-    layout = RunLayout(check_directory(out, RunLayout(out).run.name, "--out"))
+    layout = RunLayout(out.absolute())
+    # Of a path that cannot be, this says no.
+    if job.iterate is None and os.path.exists(layout.run):
+        raise JobError(
+            f"--out {out} holds rounds, and the job has no section [iterate]: name another directory, or add "
+            "that section (`--set iterate.rounds=10`)"
+        )
+    layout = RunLayout(check_directory(out, layout.run.name if job.iterate else RUN_MARKER, "--out"))
     if layout.run.exists():
         check_same_job(layout, read_record(layout), job)
     if layout.stop.exists():
         raise JobError(f"{layout.stop} asks for a stop: `lsr-hpc resume {layout.root} --submit` goes on")
     refuse_queued(submission)
     try:
-        submission.root.mkdir(mode=0o700, exist_ok=True)
+        submission.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path, text in {submission.job: job.as_toml(), submission.script: script}.items():
             with publish_file(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")

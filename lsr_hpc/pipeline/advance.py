@@ -25,6 +25,9 @@ __all__ = ["ACTIVE", "Control", "Outcome", "State", "advance"]
 
 log = logging.getLogger(__name__)
 
+_PAUSE_S = 10.0
+_LOOK_EVERY_S = 0.2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
@@ -102,7 +105,10 @@ def advance(run_id: str, instance: int, number: int, previous: Outcome) -> Outco
 
 def _do_step(control: Control, instance: int, number: int, previous: Outcome) -> Outcome:
     round_ = previous.result.next_round if previous.result else 0
-    for _ in range(control.settings.max_attempts):
+    has_begun = True
+    for tried in range(control.settings.max_attempts):
+        if not has_begun:
+            _pause(control.stop, tried * _PAUSE_S)
         if control.stop.is_set:
             return replace(previous, state="stopped")
         spec = _specify(control, instance, round_, previous.result)
@@ -126,6 +132,10 @@ def _do_step(control: Control, instance: int, number: int, previous: Outcome) ->
             return _after(control, where, number, previous, outcome)
         control.journal.write("step", **event, status="ended from outside", message=outcome.message)
         log.warning("instance %d %s: %s", instance, where, outcome.message)
+        has_begun = files.lease.exists()
+    if control.launcher.name == "srun" and not has_begun:
+        log.warning("srun brings no ranks to work: another start of the job may, on other nodes")
+        control.stop.ask()
     if control.stop.is_set:
         return replace(previous, state="stopped")
     return _failed(
@@ -134,6 +144,13 @@ def _do_step(control: Control, instance: int, number: int, previous: Outcome) ->
         f"{where}, the last of {control.settings.max_attempts} in a row without a result: {outcome.message}",
         int(ExitCode.CRASH),
     )
+
+
+def _pause(stop: StopRequest, seconds: float) -> None:
+    """Where not even the ranks have begun, what prevents them may pass: a node, the scheduler, a disk."""
+    until = time.monotonic() + seconds
+    while not stop.is_set and time.monotonic() < until:
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _specify(control: Control, instance: int, round_: int, last: StepResult | None) -> StepSpec:

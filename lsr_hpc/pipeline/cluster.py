@@ -28,6 +28,9 @@ _CONFIG = {
     "distributed.scheduler.work-stealing": False,
     # A worker that is silent is not dead: it may hold Python's lock for long, or sleep with the machine.
     "distributed.scheduler.worker-ttl": None,
+    # HTTP knows no certificates: no pages, so that it tells nothing to other users of the machine.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.timeouts.tcp": "120s",
     # Complaints of a worker that ends together with the controller help nobody.

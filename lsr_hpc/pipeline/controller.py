@@ -19,6 +19,7 @@ from distributed import Client, Future, KilledWorker
 from lsr_hpc.errors import ExitCode, LsrError
 from lsr_hpc.pipeline import light
 from lsr_hpc.pipeline.advance import ACTIVE, Control, Outcome, State, advance
+from lsr_hpc.pipeline.claim import JobStart, is_claimed
 from lsr_hpc.pipeline.cluster import LAUNCHER, replace_lost_workers
 from lsr_hpc.pipeline.lock import ControllerLock
 from lsr_hpc.pipeline.progress import InstanceProgress
@@ -81,6 +82,7 @@ class Controller:
         self._client = client
         self._control = control
         self._lock = lock
+        self._start = JobStart.of()
         self._done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._chains: dict[Future[Outcome], _Chain] = {}
         self._waiting: deque[_Chain] = deque()
@@ -177,6 +179,10 @@ class Controller:
             if time.monotonic() - looked > _LOOK_AT_WORKERS_S:
                 looked = time.monotonic()
                 replace_lost_workers(self._client, self._control.settings)
+            if not stop.is_urgent and is_claimed(self._control.layout.claim, self._start):
+                log.warning("SLURM has started the job again: this start of it leaves at once")
+                stop.ask()
+                stop.is_urgent = True
             if not stop.is_set and self._control.layout.stop.exists():
                 log.info("%s is there: stopping", self._control.layout.stop)
                 stop.ask()

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # Names under which publish_file and publish_directory write what the run directory holds.
 _HALF_WRITTEN = re.compile(
-    r"\.(job\.toml|run\.json|result\.json|MANIFEST\.json|instance-\d+\.png|(predictor|network)\.running-).*"
+    r"\.(controller\.claim|job\.toml|run\.json|result\.json|MANIFEST\.json|instance-\d+\.png|(predictor|network)\.running-).*"
 )
 # The ranks of a controller that was killed end by themselves within a few seconds.
 _PATIENCE_S = 10.0

@@ -38,6 +38,7 @@ _OF_OTHER_RANKS = (
     "PRTE_*",
     "MPI_LOCAL*",
     "SLURM_CPU_BIND*",
+    "SLURM_GPU*",
     "SLURM_MEM_BIND*",
     "SLURM_STEP*",
     "SLURM_TASK*",
@@ -149,12 +150,14 @@ class SrunLauncher:
         nodes: Nodes of a step.
         is_alone: Whether one step at a time has the allocation; otherwise each gets cores of its own.
         cpus_per_task: Cores of a rank.
+        has_gpus: Whether each rank is to have one GPU, and see no other.
         mpi: What ``srun --mpi`` is given.
     """
 
     nodes: int
     is_alone: bool = True
     cpus_per_task: int = 1
+    has_gpus: bool = False
     mpi: str = "pmix"
     name: str = "srun"
 
@@ -178,6 +181,7 @@ class SrunLauncher:
             *("--kill-on-bad-exit=1", "--unbuffered"),
             *(f"--job-name=lsr-{label}", f"--nodes={nodes}", f"--ntasks={world_size}"),
             *(f"--ntasks-per-node={-(-world_size // nodes)}", f"--cpus-per-task={self.cpus_per_task}"),
+            *(("--gpus-per-task=1",) if self.has_gpus else ()),
             *_worker(spec),
         ]
 
@@ -211,10 +215,12 @@ def choose_launcher(
         kind = "srun" if is_in_allocation else "local" if world_size == 1 else "mpiexec"
     launcher: Launcher
     if kind == "srun":
+        nodes = max(1, _number(environ, "SLURM_JOB_NUM_NODES") // steps_at_once)
         launcher = SrunLauncher(
-            nodes=max(1, _number(environ, "SLURM_JOB_NUM_NODES") // steps_at_once),
+            nodes=nodes,
             is_alone=steps_at_once == 1,
             cpus_per_task=_number(environ, "SLURM_CPUS_PER_TASK"),
+            has_gpus=_number(environ, "SLURM_GPUS_ON_NODE", 0) >= -(-world_size // nodes),
             mpi=srun_mpi,
         )
     else:
@@ -229,9 +235,9 @@ def choose_launcher(
     return launcher
 
 
-def _number(environ: Mapping[str, str], name: str) -> int:
+def _number(environ: Mapping[str, str], name: str, otherwise: int = 1) -> int:
     text = environ.get(name, "")
-    return int(text) if text.isdigit() else 1
+    return int(text) if text.isdigit() else otherwise
 
 
 def step_environment(

@@ -110,6 +110,11 @@ class RunLayout:
         return self.root / "controller.lock"
 
     @property
+    def claim(self) -> Path:
+        """Written by the newest start of a job that found the lock in the hands of an earlier one."""
+        return self.root / "controller.claim"
+
+    @property
     def stop(self) -> Path:
         """Present while a stop is asked for."""
         return self.root / "STOP"

@@ -8,7 +8,7 @@ import platform
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lsr_hpc import __version__
@@ -147,7 +147,8 @@ def check_same_job(layout: RunLayout, record: RunRecord, job: Job) -> None:
     Raises:
         JobError: Naming every key that differs.
     """
-    differing = differences(identity(stored_job(layout, record, [])), identity(job))
+    before, now = (identity(replace(j, iterate=j.rounds)) for j in (stored_job(layout, record, []), job))
+    differing = differences(before, now)
     if differing:
         raise JobError(
             f"{layout.root} holds a run of another job: name another --out. Different are"

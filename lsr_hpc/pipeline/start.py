@@ -18,6 +18,7 @@ from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
 from lsr_hpc.integrity import MANIFEST, seal_faults
 from lsr_hpc.job import Job
 from lsr_hpc.pipeline.attempt import StopRequest
+from lsr_hpc.pipeline.claim import JobStart, claim
 from lsr_hpc.pipeline.inherit import delete_half_written, end_abandoned, marker, reopened
 from lsr_hpc.pipeline.journal import Journal
 from lsr_hpc.pipeline.launch import Launcher, choose_launcher, step_environment
@@ -127,9 +128,12 @@ def _begin(order: _Order) -> int:
 
 def _lock(layout: RunLayout) -> ControllerLock:
     # A job that SLURM has started again on other nodes finds the lock of its last start, which died with its
-    # node and cannot be asked.
-    is_restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    return ControllerLock(layout.lock, patience_s=1.2 * SILENT_S if is_restarted else 0.0)
+    # node and cannot be asked, or lives on unknown to SLURM.
+    start = JobStart.of()
+    if start is None or start.restarts == 0:
+        return ControllerLock(layout.lock)
+    claim(layout.claim, start)
+    return ControllerLock(layout.lock, patience_s=1.2 * SILENT_S)
 
 
 def _write_record(layout: RunLayout, job: Job, problem: str, instances: int) -> RunRecord:
@@ -244,7 +248,7 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
             order.launcher.name,
         )
         log.info("run directory %s, %d rounds done before", layout.root, rounds)
-        log.info("Dask at %s, its pages at %s", client.scheduler_info()["address"], client.dashboard_link)
+        log.info("Dask at %s", client.scheduler_info()["address"])
         journal.write(
             "started",
             pid=os.getpid(),

@@ -83,7 +83,7 @@ def run_step(comm: MPI.Comm, spec: StepSpec, stop: StopFlag) -> StepResult:
         while state.round < spec.round + spec.rounds and not state.finished:
             keeper.begin(state.round, 0 if inside is None else inside.values["part"])
             state = next_round(
-                problem, comm, job.refine_settings, job.iterate, state, boundary=keeper, saved=inside
+                problem, comm, job.refine_settings, job.rounds, state, boundary=keeper, saved=inside
             )
             inside = None
             keeper.finish(state)

@@ -9,10 +9,11 @@ import time
 import pytest
 
 from lsr_hpc.pipeline import inherit
+from lsr_hpc.pipeline.claim import JobStart, claim, is_claimed
 from lsr_hpc.pipeline.inherit import end_abandoned
 from lsr_hpc.pipeline.progress import read_progress
 from lsr_hpc.pipeline.spec import write_spec
-from tests.pipeline.conftest import result
+from tests.pipeline.conftest import eventually, result
 from tests.pipeline.test_kills import TOTAL, spec_of
 
 IGNORING = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
@@ -68,3 +69,31 @@ def test_ranks_of_a_killed_controller_are_waited_for_and_then_killed(runs, monke
         assert stranger.poll() is None
         stranger.kill()
     assert files.revoked.exists()
+
+
+@pytest.mark.mpi
+def test_an_earlier_start_of_the_same_job_leaves_to_the_later_one_at_once(runs, monkeypatch):
+    # As where the node of the first start is lost to SLURM, and lives on.
+    layout = runs.begun("deaf_once", launcher="mpiexec")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    earlier = runs.start("resume", layout.root)
+    eventually(layout.attempt(0, 0, 1).heartbeat.exists)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    later = runs.start("resume", layout.root)
+    assert "SLURM has started the job again" in runs.ended(earlier, 75, limit_s=30)
+    runs.ended(later)
+    assert result(layout)["instances"][0]["total"] == TOTAL
+
+
+def test_a_claim_is_for_earlier_starts_of_the_same_job(tmp_path):
+    path = tmp_path / "controller.claim"
+    first = JobStart.of({"SLURM_JOB_ID": "7"})
+    second = JobStart.of({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"})
+    assert (first, second, JobStart.of({})) == (JobStart("7", 0), JobStart("7", 1), None)
+    assert not is_claimed(path, first)
+    claim(path, second)
+    assert is_claimed(path, first)
+    for start in (second, JobStart("7", 2), JobStart("8", 0), None):
+        assert not is_claimed(path, start)
+    path.write_text('{"job": 7')
+    assert not is_claimed(path, first)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
+from distributed.security import Security
 
 from lsr_hpc.pipeline.attempt import EndedOutside, StopRequest, run_attempt
 from lsr_hpc.pipeline.launch import MpiexecLauncher
@@ -259,8 +261,8 @@ def test_a_lease_is_taken_once_and_can_be_revoked(runs):
 # --- who listens where --------------------------------------------------------------------------------
 
 
-def listeners(pids) -> set[str]:
-    """Local addresses at which processes listen, from /proc."""
+def listeners(pids) -> set[tuple[str, int]]:
+    """Local addresses and ports at which processes listen, from /proc."""
     inodes = set()
     for pid in pids:
         for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -271,10 +273,11 @@ def listeners(pids) -> set[str]:
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and fields[9] in inodes:
-                words = bytes.fromhex(fields[1].partition(":")[0])
+                host, _, port = fields[1].partition(":")
+                words = bytes.fromhex(host)
                 # Words of four bytes in the order of the machine, which is little-endian here.
                 address = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
-                found.add(socket.inet_ntop(family, address))
+                found.add((socket.inet_ntop(family, address), int(port, 16)))
     return found
 
 
@@ -285,7 +288,7 @@ def test_dask_listens_at_loopback_alone_and_the_controller_holds_no_mpi(runs):
     light = eventually(lambda: len(pids := runs.processes("spawn_main")) >= 2 and pids)
     eventually(lambda: all(listeners([pid]) for pid in light))
 
-    assert listeners([controller.pid, *light]) == {"127.0.0.1"}
+    assert {address for address, _ in listeners([controller.pid, *light])} == {"127.0.0.1"}
     mapped = Path(f"/proc/{controller.pid}/maps").read_text()
     assert not [name for name in ("libmpi", "libpetsc", "libslepc", "libtorch") if name in mapped]
     runs.lsr("stop", layout.root)
@@ -304,12 +307,21 @@ except (OSError, TypeError) as error:
 """
 
 
+def answer(port: int, context: ssl.SSLContext | None) -> bytes:
+    """What a port answers to a stranger who asks for a page; nothing if it refuses."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+        with nullcontext(plain) if context is None else context.wrap_socket(plain) as talk:
+            talk.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            return talk.recv(1000)
+    return b""
+
+
 def test_strangers_do_not_get_in(runs):
     layout = runs.begun("held_up")
     controller = runs.start("resume", layout.root)
     eventually(lambda: layout.log.exists() and "Dask at tls://" in layout.log.read_text())
     line = next(line for line in layout.log.read_text().splitlines() if "Dask at tls://" in line)
-    address = line.split("tls://")[1].split(",")[0]
+    address = line.split("tls://")[1]
     strangers = [
         subprocess.Popen([sys.executable, "-c", STRANGER, f"{scheme}://{address}"], stderr=subprocess.PIPE)
         for scheme in ("tls", "tcp")
@@ -317,5 +329,19 @@ def test_strangers_do_not_get_in(runs):
     for stranger in strangers:
         _, complaint = stranger.communicate(timeout=60)
         assert b"refused: " in complaint
+    # All ports, of controller and light worker: in the clear, with no certificate, and with another one.
+    light = eventually(lambda: (pids := runs.processes("spawn_main")) and listeners(pids) and pids)
+    no_certificate = ssl.create_default_context()
+    other = Security.temporary().get_connection_args("client")["ssl_context"]
+    for context in (no_certificate, other):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    ports = {port for _, port in listeners([controller.pid, *light])}
+    assert int(address.rpartition(":")[2]) in ports
+    assert len(ports) >= 5
+    # HTTP of Dask, which asks for no certificate, has nothing to tell.
+    contexts = (None, no_certificate, other)
+    answers = {(port, context): answer(port, context) for port in ports for context in contexts}
+    assert {text[:12] for text in answers.values()} <= {b"", b"HTTP/1.1 404"}, answers
     runs.lsr("stop", layout.root)
     runs.ended(controller, 75)

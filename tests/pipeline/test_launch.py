@@ -28,6 +28,7 @@ CASES = {
     "srun-more-nodes-than-ranks": (SrunLauncher(nodes=4, cpus_per_task=2, mpi="pmi2"), 3, "/scratch/run"),
     "srun-uneven": (SrunLauncher(nodes=2), 5, "/scratch/run"),
     "srun-side-by-side": (SrunLauncher(nodes=2, is_alone=False), 4, "/scratch/run"),
+    "srun-gpus": (SrunLauncher(nodes=2, cpus_per_task=8, has_gpus=True), 8, "/scratch/run"),
     "srun-hostile": (SrunLauncher(nodes=1), 2, HOSTILE),
 }
 
@@ -59,6 +60,19 @@ def test_one_process_is_one_rank():
             8,
             {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "6", "SLURM_CPUS_PER_TASK": "4"},
             SrunLauncher(nodes=3, is_alone=False, cpus_per_task=4),
+        ),
+        # A GPU for every rank, and too few of them.
+        (
+            "auto",
+            8,
+            {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4", "SLURM_GPUS_ON_NODE": "4"},
+            SrunLauncher(nodes=2, is_alone=False, has_gpus=True),
+        ),
+        (
+            "auto",
+            8,
+            {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4", "SLURM_GPUS_ON_NODE": "3"},
+            SrunLauncher(nodes=2, is_alone=False),
         ),
     ],
 )
@@ -96,6 +110,7 @@ def test_ranks_do_not_inherit_the_place_of_other_ranks_but_the_users_settings():
         "PMI_RANK": "3",
         "PRTE_LAUNCHED": "1",
         "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+        "SLURM_GPUS_PER_NODE": "4",
         "SLURM_STEP_ID": "0",
         "SLURM_PROCID": "1",
         "SLURM_TASK_PID": "9",
