@@ -99,7 +99,7 @@ def _rounds(
         run_id=record.run_id,
         instance=instance,
         round=at.next_round,
-        rounds=job.iterate.rounds,
+        rounds=job.rounds.rounds,
         attempt=1 + max((attempt for round_, attempt, _ in begun if round_ == at.next_round), default=0),
         sequence=1 + len(begun),
         world_size=comm.size,

@@ -23,7 +23,7 @@ from lsr_hpc.settings import RunSettings
 __all__ = ["LAUNCHER", "replace_lost_workers", "start_cluster"]
 
 LAUNCHER = "launcher"
-_CONFIG = {
+_CONFIG: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.work-stealing": False,
     # A worker that is silent is not dead: it may hold Python's lock for long, or sleep with the machine.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, TypeVar
 
 from lsr_hpc.errors import JobError
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 __all__ = ["ArgumentError", "check_range", "check_seed", "trained"]
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", bound="nn.Module")
 
 
 class ArgumentError(JobError):
@@ -71,6 +71,8 @@ def trained(make: Callable[[], Model], weights: Mapping[str, Tensor], sizes: str
     Raises:
         ArgumentError: If the weights belong to a network of other sizes.
     """
+    import torch
+
     # On the meta device nothing is allocated, however large the sizes in the job file.
     with torch.device("meta"):
         wanted = {name: tuple(t.shape) for name, t in make().state_dict().items()}
