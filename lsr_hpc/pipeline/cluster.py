@@ -23,19 +23,18 @@ from lsr_hpc.settings import RunSettings
 __all__ = ["LAUNCHER", "replace_lost_workers", "start_cluster"]
 
 LAUNCHER = "launcher"
-_CONFIG: dict[str, Any] = {
+_CONFIG = {
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.work-stealing": False,
     # A worker that is silent is not dead: it may hold Python's lock for long, or sleep with the machine.
     "distributed.scheduler.worker-ttl": None,
-    # HTTP knows no certificates: no pages, so that it tells nothing to other users of the machine.
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.timeouts.tcp": "120s",
     # Complaints of a worker that ends together with the controller help nobody.
     "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical",
 }
+# HTTP asks for no certificate: without pages it tells nothing to other users of the machine.
+_NO_PAGES: dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
 
 
 @contextmanager
@@ -69,7 +68,7 @@ def start_cluster(settings: RunSettings) -> Iterator[Client]:
     }
     logging.getLogger("distributed").setLevel(logging.WARNING)
     with (
-        dask.config.set(_CONFIG),
+        dask.config.set(_CONFIG | ({} if settings.dashboard else _NO_PAGES)),
         SpecCluster(
             scheduler={"cls": Scheduler, "options": common},
             workers={LAUNCHER: {"cls": Worker, "options": common | launcher}},

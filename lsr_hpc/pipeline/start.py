@@ -248,7 +248,10 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
             order.launcher.name,
         )
         log.info("run directory %s, %d rounds done before", layout.root, rounds)
-        log.info("Dask at %s", client.scheduler_info()["address"])
+        pages = (
+            f"its pages at {client.dashboard_link}" if settings.dashboard else "run.dashboard shows its pages"
+        )
+        log.info("Dask at %s, %s", client.scheduler_info()["address"], pages)
         journal.write(
             "started",
             pid=os.getpid(),

@@ -31,6 +31,8 @@ class RunSettings:
         stop_seconds: Seconds that a step may take to reach a boundary and yield when it is to stop.
         silence_seconds: Seconds without a boundary after which a step is taken to hang, and ended.
         host: Address at which the controller listens for its workers.
+        dashboard: Whether Dask shows its pages there, to everybody who can reach the address: HTTP asks for
+            no certificate.
         body: Function that does a step, ``"package.module:function"``; see :mod:`lsr_hpc.pipeline.step`.
         after_round: Functions called on a light worker after a step that finished a round, with the run
             directory, the instance's number and the step's result; what they return goes to
@@ -51,6 +53,7 @@ class RunSettings:
     stop_seconds: float = 120.0
     silence_seconds: float = 3600.0
     host: str = "127.0.0.1"
+    dashboard: bool = False
     body: str = "lsr_hpc.pipeline.step:run_step"
     after_round: tuple[str, ...] = ("lsr_hpc.pipeline.deliver:after_round",)
     at_end: tuple[str, ...] = ("lsr_hpc.pipeline.deliver:at_end",)
