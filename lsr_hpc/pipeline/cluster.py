@@ -78,7 +78,11 @@ def start_cluster(settings: RunSettings) -> Iterator[Client]:
         Client(cluster, security=security) as client,
     ):
         cluster.scale(1 + settings.light_workers)
-        yield client
+        try:
+            yield client
+        finally:
+            # Dask has much to say of workers that end slowly.
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
 def replace_lost_workers(client: Client, settings: RunSettings) -> None:
