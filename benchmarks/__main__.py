@@ -17,6 +17,7 @@ _SUMMARIES = {
     "scaling": "strong and weak scaling over MPI ranks, bytes and messages",
     "iterative": "rounds of refinement and alignment against continued training at equal seconds",
     "pipeline": "what controller, launch and checkpoints add to the rounds of a whole run",
+    "predictor": "seconds and memory of the refined predictor over those of the plain network",
     "memory": "a Jacobian ten times larger than the memory budget",
 }
 

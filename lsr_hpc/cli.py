@@ -191,14 +191,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("run", type=Path, metavar="DIR", help="run directory of refine")
     predict.add_argument(
-        "--input", type=Path, required=True, metavar="X.npy", help="points, shape (n, d) or (n,)"
+        "--input",
+        type=Path,
+        required=True,
+        metavar="X.npy",
+        help="points, shape (n, d) or (n,): .npy, .npz (one array, or one named x), .csv (a point per line)",
     )
     predict.add_argument(
         "--output",
         type=Path,
         required=True,
         metavar="Y.npy",
-        help="values, shape (n, C); (instances, n, C) for all instances of a family; ends in .npy",
+        help="values, shape (n, C); (instances, n, C) for all instances of a family. Ends in .npy, .npz "
+        "(points x and values y) or .csv (points and values side by side, one instance)",
+    )
+    predict.add_argument(
+        "--batch",
+        type=_positive,
+        default=65536,
+        metavar="N",
+        help="points evaluated at once (default: 65536)",
     )
     predict.add_argument("--instance", type=int, metavar="I", help="one instance of a family (default: all)")
 
@@ -233,6 +245,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     command("problems", "List the shipped problems.", "lsr-hpc problems")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
 
 
 def _add_ranks(parser: argparse.ArgumentParser) -> None:

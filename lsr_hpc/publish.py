@@ -75,12 +75,12 @@ def check_directory(place: Path, marker: str, label: str = "directory") -> Path:
     return final
 
 
-def check_file(place: Path, suffix: str, label: str) -> Path:
+def check_file(place: Path, suffix: str | tuple[str, ...], label: str) -> Path:
     """Refuse a place where a file cannot or should not appear.
 
     Args:
         place: Where it is to appear; a file that is there would be replaced.
-        suffix: What the name has to end in.
+        suffix: What the name has to end in; one of several.
         label: What the user calls the place, for messages.
 
     Returns:
@@ -90,10 +90,12 @@ def check_file(place: Path, suffix: str, label: str) -> Path:
         JobError: If it is a directory or something special, has another suffix, or cannot be written.
     """
     final = _resolved(place, label)
+    suffixes = (suffix,) if isinstance(suffix, str) else suffix
+    endings = " or ".join(suffixes)
     if final.exists() and not final.is_file():
-        raise JobError(f"{label} {place} is there and no file: name a new file that ends in {suffix}")
-    if place.suffix != suffix:
-        raise JobError(f"{label} {place}: name a file that ends in {suffix}")
+        raise JobError(f"{label} {place} is there and no file: name a new file that ends in {endings}")
+    if place.suffix not in suffixes:
+        raise JobError(f"{label} {place}: name a file that ends in {endings}")
     _check_parent(final, f"{label} {place}")
     return final
 

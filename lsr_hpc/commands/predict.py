@@ -8,9 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
 
@@ -35,18 +32,24 @@ def run(options: argparse.Namespace) -> int:
     """
     import torch
 
+    from lsr_hpc.point_files import SUFFIXES, read_points, write_values
     from lsr_hpc.predictor import RefinedPredictor, load_predictors, read_predictor_manifest
     from lsr_hpc.publish import check_file, publish_file
 
     directory: Path = options.run / "predictor"
     if not directory.is_dir():
         raise JobError(f"{options.run} holds no predictor: give the run directory of a finished refinement")
-    output = check_file(options.output, ".npy", "--output")
+    output = check_file(options.output, SUFFIXES, "--output")
     if output == options.input.resolve():
         raise JobError(f"--output {options.output} is the input: name another file")
-    x = torch.from_numpy(_read_points(options.input))
+    points = read_points(options.input)
+    x = torch.from_numpy(points)
     manifest = read_predictor_manifest(directory)
     n_instances, instance = manifest["n_instances"], options.instance
+    if output.suffix == ".csv" and instance is None and n_instances > 1:
+        raise JobError(
+            f"--output {options.output}: a table holds one instance, add --instance I, or use .npy"
+        )
     model_of = _own_models(options.run, n_instances) if manifest["architecture"] is None else None
     if instance is None:
         predictors = load_predictors(directory, model_of)
@@ -55,13 +58,13 @@ def run(options: argparse.Namespace) -> int:
         model = model_of(instance) if model_of is not None and is_own else None
         predictors = [RefinedPredictor.load(directory, instance, model)]
     with _explaining_points(x):
-        values = torch.stack([p.predict(x) for p in predictors])
+        values = torch.stack([p.predict(x, batch_size=options.batch) for p in predictors])
     if instance is not None or n_instances == 1:
         values = values[0]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with publish_file(output) as temporary, temporary.open("wb") as file:
-            np.save(file, values.numpy())
+        with publish_file(output) as temporary:
+            write_values(temporary, output.suffix, points, values.numpy())
     except OSError as error:
         raise EnvironmentProblem(f"--output {options.output} cannot be written: {error.strerror}") from error
     say(f"{options.output}: shape {tuple(values.shape)}")
@@ -80,22 +83,6 @@ def _explaining_points(x: Tensor) -> Iterator[None]:
         raise JobError(
             f"--input: points of shape {tuple(x.shape)} do not fit the network: {kind}{message}"
         ) from error
-
-
-def _read_points(path: Path) -> NDArray[np.float64]:
-    try:
-        x = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise JobError(f"--input {path} does not exist") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise JobError(f"--input {path} is not a readable .npy array: {error}") from error
-    if not isinstance(x, np.ndarray) or not np.issubdtype(x.dtype, np.number) or np.iscomplexobj(x):
-        raise JobError(f"--input {path} must be one array of real numbers")
-    if x.ndim == 0 or len(x) == 0:
-        raise JobError(f"--input {path} has shape {x.shape}: give points as (n, d) or (n,)")
-    if not np.isfinite(x).all():
-        raise JobError(f"--input {path} holds NaN or Inf")
-    return np.ascontiguousarray(x[:, np.newaxis] if x.ndim == 1 else x, dtype=np.float64)
 
 
 def _own_models(run: Path, n_instances: int) -> Callable[[int], nn.Module]:
