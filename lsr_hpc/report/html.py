@@ -21,11 +21,11 @@ table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tab
 th, td { padding: 0.15rem 0.7rem 0.15rem 0; text-align: right; border-bottom: 1px solid #ddd;
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-th { border-bottom: 1px solid #444; }
+th { border-bottom: 1px solid #444; white-space: normal; vertical-align: bottom; }
 details { margin: 0.5rem 0; } summary { cursor: pointer; }
 pre { font-size: 0.8rem; background: #f4f4f4; padding: 0.8rem; overflow-x: auto; white-space: pre-wrap; }
 @media print { body { max-width: none; margin: 0; } figure, tr { break-inside: avoid; }
-  h2, h3 { break-after: avoid; } }
+  h2, h3 { break-after: avoid; } .scroll { overflow: visible; } table { font-size: 0.7rem; } }
 """
 
 

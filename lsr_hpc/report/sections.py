@@ -78,7 +78,7 @@ def in_one_sentence(run: RunData) -> str:
         A sentence.
     """
     n = len(run.instances)
-    what = f"{n} networks of {run.problem}" if n > 1 else f"A network of {run.problem}"
+    what = f"{n} networks of {run.problem}" if n > 1 else f"One network of {run.problem}"
     how = (
         f"in up to {max(len(i.records) for i in run.instances)} rounds"
         if run.is_iterative
@@ -99,7 +99,7 @@ def in_one_sentence(run: RunData) -> str:
     missing = run.n_instances - n
     failures = f"; {missing} of {run.n_instances} instances failed" if missing else ""
     return (
-        f"{what} ({size}) refined {how}: {fell}{gain_in_words(before, after)}{refusals}{failures} ({where})."
+        f"{what} ({size}) {'were' if n > 1 else 'was'} refined {how}: {fell}{gain_in_words(before, after)}{refusals}{failures} ({where})."
     )
 
 
@@ -140,16 +140,13 @@ def _errors(run: RunData, pictures: Pictures, prefix: str) -> list[str]:
         caption = "Relative L2 error on evaluation data that no fit has seen, of every instance."
         parts.append(pictures.add(f"{prefix}errors", drawn, caption))
     head = ["instance", "outcome", "rank", "error before", "error after", "gain", "residual before"]
-    head += ["residual linear", "residual true", "seconds"]
-    if run.is_iterative:
-        head.insert(5, "error, aligned network")
+    head += ["error, aligned network" if run.is_iterative else "residual linear", "residual true", "seconds"]
     rows = []
     for i in run.instances:
         gain = i.error_before / i.error_after if i.error_before and i.error_after else None
         row: list[object] = [i.number, i.outcome, i.rank, i.error_before, i.error_after, gain]
-        row += [i.residual_before, i.residual_linear, i.residual_true, i.seconds]
-        if run.is_iterative:
-            row.insert(5, i.network_error)
+        row += [i.residual_before, i.network_error if run.is_iterative else i.residual_linear]
+        row += [i.residual_true, i.seconds]
         rows.append(row)
     parts.append(html.table(head, rows, summary=f"{len(rows)} instances" if len(rows) > 12 else ""))
     advice = {sentence for i in run.instances for sentence in i.advice}
