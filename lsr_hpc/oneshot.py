@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,7 @@ from lsr_hpc.result import RefineResult
 from lsr_hpc.rows import FitAndHeld, LocalRows
 from lsr_hpc.settings import RefineSettings
 from lsr_hpc.snapshot import Boundary, Cut, SavedState, Snapshot, no_boundary
-from lsr_hpc.solve import falls_no_more, solve_full_space, solve_in_subspace
+from lsr_hpc.solve import Solution, falls_no_more, solve_full_space, solve_in_subspace
 from lsr_hpc.subspace.basis import Basis
 from lsr_hpc.subspace.krylov import GrownSpace, krylov_basis
 from lsr_hpc.subspace.sketched import random_basis, range_finder_basis
@@ -42,7 +43,7 @@ from lsr_hpc.subspace.svd import svd_basis
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["make_basis", "refine", "refine_prepared", "start_residual"]
+__all__ = ["Refinement", "make_basis", "refine", "refine_prepared", "start_residual"]
 
 Array = NDArray[np.float64]
 # A Krylov basis is never judged to be large enough before it has this many directions.
@@ -82,7 +83,22 @@ def refine(
     phases = Phases()
     with phases("prepare"):
         prepared = prepare(problem, comm, with_rank(settings or RefineSettings(), rank))
-    return refine_prepared(prepared, phases, boundary=boundary)[0]
+    return refine_prepared(prepared, phases, boundary=boundary).result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """A refinement with what it was made of.
+
+    Attributes:
+        result: What is told of it, equal on all ranks.
+        basis: Directions V; None for the full space.
+        solution: Coefficients and reduced factor, equal on all ranks.
+    """
+
+    result: RefineResult
+    basis: Basis | None
+    solution: Solution
 
 
 def refine_prepared(
@@ -93,7 +109,7 @@ def refine_prepared(
     boundary: Boundary = no_boundary,
     saved: SavedState | None = None,
     scan_errors: bool = True,
-) -> tuple[RefineResult, Basis | None]:
+) -> Refinement:
     """Refine a prepared problem, in a way that can be interrupted between two blocks of a Krylov basis.
 
     Args:
@@ -105,7 +121,7 @@ def refine_prepared(
         scan_errors: Whether every scanned rank is evaluated on the evaluation data, not the chosen one alone.
 
     Returns:
-        The result, and the basis; None for the full space.
+        The result, with basis and solution.
 
     Raises:
         JobError: If residual or Jacobian cannot be used.
@@ -142,7 +158,8 @@ def refine_prepared(
     # Step 7: the refined predictor is theta0 with delta; measure what it keeps of its promises.
     with phases("check"):
         checks = check_basis(prepared, basis, av) if basis is not None else {}
-        return certify(prepared, solution, r0, basis, checks, phases, scan_errors), basis
+        result = certify(prepared, solution, r0, basis, checks, phases, scan_errors)
+    return Refinement(result=result, basis=basis, solution=solution)
 
 
 def start_residual(prepared: PreparedProblem) -> FitAndHeld:

@@ -54,6 +54,8 @@ class Solution:
         delta_of: The correction of a scanned rank; collective.
         rotation: Singular directions of J V in terms of V, shape (k, l), l <= k; empty for the full space.
         c: Coefficients of the leading ones of them, shape (rank,); empty for the full space.
+        fitted: Reduced problem of all rows that were fitted, in the singular directions, without damping;
+            None for the full space.
         outcome: How it ended.
         advice: What to mind.
         detail: How it was solved, in words.
@@ -77,6 +79,7 @@ class Solution:
     delta_of: Callable[[ScanEntry], Array]
     rotation: Array
     c: Array
+    fitted: ReducedProblem | None
     outcome: Outcome
     advice: list[str]
     detail: str
@@ -168,6 +171,7 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
         delta_of=lambda e: prepared.whole_correction(rotation[:, : len(e.c)] @ e.c @ basis.v_local),
         rotation=rotation,
         c=c,
+        fitted=final,
         outcome=outcome,
         advice=advice,
         detail=f"{method}, {n_cut} of {basis.rank} directions left out, singular values below {cut:.1e} "
@@ -272,6 +276,7 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
         delta_of=lambda entry: step if entry.rank else np.zeros_like(step),
         rotation=np.zeros((0, 0)),
         c=nothing,
+        fitted=None,
         outcome=_outcome_of(solved, advice),
         advice=advice,
         detail=solved.reason,

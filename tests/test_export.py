@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,15 @@ def test_onnx_model_is_the_same_function_under_onnxruntime(
     (values,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert_close(torch.from_numpy(values), predictor(x))
     assert [p.name for p in tmp_path.iterdir()] == ["p.onnx"]
+
+
+@pytest.mark.usefixtures("onnx")
+def test_example_of_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(from lsr_hpc.export.*?)```", readme, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {"predictor": tanh_predictor(), "x": points()})
+    assert (tmp_path / "refined.onnx").exists()
 
 
 @pytest.mark.usefixtures("onnx")

@@ -194,9 +194,10 @@ def _refine(
     with phases("prepare"):
         prepared = prepare(problem, comm, settings)
     given = None if state.warm is None else state.warm.local[: settings.subspace.rank // 2]
-    result, basis = refine_prepared(
+    refinement = refine_prepared(
         prepared, phases, given=given, boundary=boundary, saved=saved, scan_errors=False
     )
+    result, basis = refinement.result, refinement.basis
     warm = None
     if basis is not None and options.warm_share > 0:
         lo, _ = prepared.jacobian.my_parameters

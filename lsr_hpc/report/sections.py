@@ -98,9 +98,9 @@ def in_one_sentence(run: RunData) -> str:
     refusals = f"; {refused} refused, where the start is kept" if refused else ""
     missing = run.n_instances - n
     failures = f"; {missing} of {run.n_instances} instances failed" if missing else ""
-    return (
-        f"{what} ({size}) {'were' if n > 1 else 'was'} refined {how}: {fell}{gain_in_words(before, after)}{refusals}{failures} ({where})."
-    )
+    was = "were" if n > 1 else "was"
+    gain = gain_in_words(before, after)
+    return f"{what} ({size}) {was} refined {how}: {fell}{gain}{refusals}{failures} ({where})."
 
 
 def run_sections(run: RunData, pictures: Pictures, prefix: str = "") -> list[str]:

@@ -190,10 +190,10 @@ def test_rank_schedule_and_warm_start_reach_the_refinement(
 
     def spy(prepared: Any, phases: Any, *, given: Array | None, **rest: Any) -> Any:
         seen.append((prepared.settings.subspace.rank, given))
-        result, basis = genuine(prepared, phases, given=given, **rest)
-        assert basis is not None
-        bases.append(basis.v_local)
-        return result, basis
+        refinement = genuine(prepared, phases, given=given, **rest)
+        assert refinement.basis is not None
+        bases.append(refinement.basis.v_local)
+        return refinement
 
     monkeypatch.setattr(rounds, "refine_prepared", spy)
     state = rounds_of(cubic(), rounds=3, ranks=(20, 16), warm_share=0.25)
