@@ -237,6 +237,21 @@ def _parser() -> argparse.ArgumentParser:
         "earlier report there is kept as OUT.previous",
     )
 
+    init = command(
+        "init",
+        "Write a job file to begin with: every setting with its meaning and its default.",
+        "lsr-hpc init poisson",
+    )
+    init.add_argument(
+        "problem", metavar="PROBLEM", help="one of lsr-hpc problems, FILE.py:FUNCTION or MODULE:FUNCTION"
+    )
+    init.add_argument("--out", type=Path, metavar="FILE", help="job file to write (default: PROBLEM.toml)")
+    command(
+        "schema",
+        "Print the JSON Schema of job files, for editors.",
+        "lsr-hpc schema > job.schema.json",
+    )
+
     doctor = command(
         "doctor",
         "Check the installation, in words and with a remedy for each fault.",
@@ -364,6 +379,10 @@ def _run_serial(options: argparse.Namespace) -> int:
         from lsr_hpc.commands import verify
 
         return verify.run(options)
+    if options.command in {"init", "schema"}:
+        from lsr_hpc.commands import init
+
+        return init.init(options) if options.command == "init" else init.schema(options)
     if options.command == "report":
         from lsr_hpc.commands import report
 
