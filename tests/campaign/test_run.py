@@ -23,8 +23,8 @@ from tests.pipeline.conftest import eventually
 pytestmark = pytest.mark.mpi
 
 AXES = ("problem.instance = {range = [0, 2]}", "subspace.rank = [5, 8]")
-# The third member waits for a file, with all processes at work.
-HELD = ("problem.instance = [0, 1, 2, 3]", "problem.args.fault = ['', '', 'wait', '']")
+# The third member waits for a file, with all processes at work, and so would the fourth.
+HELD = ("problem.instance = [0, 1, 2, 3]", "problem.args.fault = ['', '', 'wait', 'wait']")
 
 
 def kill(pids):
