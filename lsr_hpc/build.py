@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.errors import JobError
-from lsr_hpc.job import Job
+from lsr_hpc.job import Job, check_instance
 from lsr_hpc.problems import PROBLEMS
 from lsr_hpc.problems.arguments import ArgumentError
 from lsr_hpc.settings import TrainingSettings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lsr_hpc.problem import Problem, ProblemFamily
     from lsr_hpc.training import TrainingTask
 
-__all__ = ["build_problem", "check_instance", "only_instance", "read_weights", "training_task"]
+__all__ = ["build_problem", "only_instance", "read_weights", "training_task"]
 
 
 def build_problem(job: Job) -> ProblemFamily:
@@ -57,23 +57,6 @@ def only_instance(family: ProblemFamily, instance: int) -> ProblemFamily:
 
     check_instance(instance, family.name, family.n_instances)
     return ProblemFamily(name=family.name, n_instances=1, instance=lambda _: family.instance(instance))
-
-
-def check_instance(instance: int, name: str, n_instances: int) -> None:
-    """Refuse an instance that a family does not have.
-
-    Args:
-        instance: Number of the instance.
-        name: Name of the family.
-        n_instances: How many it has.
-
-    Raises:
-        JobError: If there is no such instance.
-    """
-    if not instance < n_instances:
-        raise JobError(
-            f"problem.instance = {instance}: {name!r} has instances 0 to {n_instances - 1} (problem.args)"
-        )
 
 
 def _build_family(job: Job) -> ProblemFamily:

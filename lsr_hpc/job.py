@@ -30,7 +30,16 @@ from lsr_hpc.settings_campaign import CampaignSettings, with_values
 from lsr_hpc.settings_slurm import SlurmSettings
 from lsr_hpc.toml_text import dump_toml
 
-__all__ = ["Job", "ProblemSettings", "TrainSettings", "changed_job", "convert", "load_job", "unknown_key"]
+__all__ = [
+    "Job",
+    "ProblemSettings",
+    "TrainSettings",
+    "changed_job",
+    "check_instance",
+    "convert",
+    "load_job",
+    "unknown_key",
+]
 
 # Part of the default run directory, and of file names beside it.
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -128,6 +137,23 @@ class Job:
     def as_toml(self) -> str:
         """The fully resolved job as a job file."""
         return dump_toml(asdict(self))
+
+
+def check_instance(instance: int, name: str, n_instances: int) -> None:
+    """Refuse an instance that a family does not have.
+
+    Args:
+        instance: Number of the instance.
+        name: Name of the family.
+        n_instances: How many it has.
+
+    Raises:
+        JobError: If there is no such instance.
+    """
+    if not instance < n_instances:
+        raise JobError(
+            f"problem.instance = {instance}: {name!r} has instances 0 to {n_instances - 1} (problem.args)"
+        )
 
 
 def load_job(

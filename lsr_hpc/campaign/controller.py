@@ -171,7 +171,7 @@ class CampaignController:
     def _judge(self, end: BatchEnd) -> None:
         """Stop where the next step would fare no better."""
         has_gained = not {"done", "failed", "interrupted"}.isdisjoint(end.ends.values())
-        if end.message:
+        if end.message and not any(end.message in state.message for state in end.states.values()):
             log.warning("step %d: %s", end.number, end.message)
         self._fruitless = 0 if has_gained or not end.message else self._fruitless + 1
         # What prevents ranks from beginning may pass: a node, the scheduler, a disk.

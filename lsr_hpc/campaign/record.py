@@ -154,12 +154,11 @@ def read_record(layout: CampaignLayout) -> CampaignRecord:
     return CampaignRecord(members=members, **content)
 
 
-def stored_job(layout: CampaignLayout, overrides: Sequence[str] = ()) -> Job:
+def stored_job(layout: CampaignLayout) -> Job:
     """The job that a campaign was started with last.
 
     Args:
         layout: The directory.
-        overrides: Settings that are to differ, as for ``--set``.
 
     Returns:
         The job.
@@ -167,4 +166,4 @@ def stored_job(layout: CampaignLayout, overrides: Sequence[str] = ()) -> Job:
     Raises:
         JobError: If it cannot be read.
     """
-    return load_job(layout.job, overrides)
+    return load_job(layout.job)

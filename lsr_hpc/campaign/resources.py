@@ -28,12 +28,11 @@ class Resources:
     launcher: Launcher
 
 
-def share_out(job: Job, ranks: int | None = None, environ: Mapping[str, str] = os.environ) -> Resources:
+def share_out(job: Job, environ: Mapping[str, str] = os.environ) -> Resources:
     """Share nodes and cores out to members.
 
     Args:
         job: The job of the campaign.
-        ranks: MPI ranks of a member from the command line, or None.
         environ: Environment variables; SLURM's tell of an allocation.
 
     Returns:
@@ -51,8 +50,7 @@ def share_out(job: Job, ranks: int | None = None, environ: Mapping[str, str] = o
     per_member = campaign.nodes_per_member
     if is_in_allocation and per_member is not None and per_member > nodes:
         raise JobError(f"campaign.nodes_per_member = {per_member}, but the allocation has {nodes} nodes")
-    if ranks is None:
-        ranks = campaign.ranks_per_member
+    ranks = campaign.ranks_per_member
     if ranks is None:
         is_by_node = is_in_allocation and per_member is not None
         ranks = (per_member or 1) * (tasks // nodes) if is_by_node else job.run.ranks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -11,18 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lsr_hpc.build import check_instance
 from lsr_hpc.campaign.batch import CampaignControl
 from lsr_hpc.campaign.layout import CampaignLayout
 from lsr_hpc.campaign.members import Member, campaign_of, member_job, refuse
-from lsr_hpc.campaign.record import CampaignRecord, plan_members, register
+from lsr_hpc.campaign.record import plan_members, register
 from lsr_hpc.campaign.resources import Resources, share_out
-from lsr_hpc.campaign.state import MemberState, read_state
+from lsr_hpc.campaign.state import MemberState, is_intact, read_state
 from lsr_hpc.campaign.table import collect
 from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError
 from lsr_hpc.integrity import MANIFEST
-from lsr_hpc.job import Job, ProblemSettings
+from lsr_hpc.job import Job, ProblemSettings, check_instance
 from lsr_hpc.pipeline.attempt import StopRequest
 from lsr_hpc.pipeline.journal import Journal
 from lsr_hpc.pipeline.launch import step_environment
@@ -44,14 +42,12 @@ class Order:
     Attributes:
         job: The resolved job.
         out: Directory of the campaign.
-        ranks: MPI ranks of a member from the command line, or None.
         part: ``(i, n)`` for members whose number leaves the remainder i when divided by n; None for all.
         resume: Whether an earlier wish to stop is forgotten.
     """
 
     job: Job
     out: Path
-    ranks: int | None = None
     part: tuple[int, int] | None = None
     resume: bool = False
 
@@ -78,7 +74,7 @@ def start(order: Order) -> int:
     """
     refuse_inside_mpi("campaign")
     job = order.job
-    resources = share_out(job, order.ranks)
+    resources = share_out(job)
     layout = CampaignLayout(order.out.absolute())
     marker = layout.record.name if layout.record.exists() else layout.lock.name
     layout = CampaignLayout(check_directory(order.out, marker, "--out"))
@@ -92,27 +88,20 @@ def start(order: Order) -> int:
     stop = StopRequest(patience_s=resources.settings.stop_seconds)
     try:
         with stop.listening():
-            return _carry_out(order, layout, resources, todo, stop) if todo else _nothing_to_do(layout, job)
+            return _carry_out(order, layout, resources, todo, stop) if todo else _nothing_to_do(order, layout)
     except OSError as error:
         raise EnvironmentProblem(
             f"the controller cannot go on: {error}; once that is mended, the same command does"
         ) from error
 
 
-def _nothing_to_do(layout: CampaignLayout, job: Job) -> int:
-    record = register(layout, job)
-    say(f"{layout.root}: all {len(record.wanted)} members are done")
-    if not (layout.root / MANIFEST).exists() or not _is_table_of(layout, record):
+def _nothing_to_do(order: Order, layout: CampaignLayout) -> int:
+    record = register(layout, order.job)
+    part = "" if order.part is None else " of this part"
+    say(f"{layout.root}: all {len(order.mine(record.wanted_members))} members{part} are done")
+    if not is_intact(layout.root):
         collect(layout, record)
     return int(ExitCode.DONE)
-
-
-def _is_table_of(layout: CampaignLayout, record: CampaignRecord) -> bool:
-    try:
-        content = json.loads(layout.result.read_text(encoding="utf-8"))
-        return bool(content["status"] == "done" and content["members"] == len(record.wanted))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _carry_out(

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from lsr_hpc.campaign.layout import CampaignLayout
@@ -47,17 +48,16 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         JobError: If the job or one of its members is wrong; nothing is written then.
     """
-    job = load_job(options.job, options.overrides, options.preset)
+    job = _with_ranks(load_job(options.job, options.overrides, options.preset), options.ranks)
     out: Path = options.out or Path("runs") / job.name
     layout = CampaignLayout(out.absolute())
-    campaign_of(job)
     if options.dry_run:
-        return _print_plan(job, layout, options.ranks)
+        return _print_plan(job, layout)
     if options.collect:
         return _collect(job, layout)
     from lsr_hpc.campaign.start import Order, start
 
-    return start(Order(job=job, out=out, ranks=options.ranks, part=_part(options.part)))
+    return start(Order(job=job, out=out, part=_part(options.part)))
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -78,7 +78,8 @@ def resume(options: argparse.Namespace) -> int:
         raise JobError("a campaign is submitted by sbatch slurm/campaign.sbatch JOB")
     layout = CampaignLayout(options.run.absolute())
     read_record(layout)
-    return start(Order(job=stored_job(layout), out=layout.root, ranks=options.ranks, resume=True))
+    job = _with_ranks(stored_job(layout), options.ranks)
+    return start(Order(job=job, out=layout.root, resume=True))
 
 
 def stop(options: argparse.Namespace) -> int:
@@ -136,6 +137,12 @@ def status(options: argparse.Namespace) -> int:
     return int(ExitCode.DONE)
 
 
+def _with_ranks(job: Job, ranks: int | None) -> Job:
+    """The job with the ranks of the command line; one without members is refused."""
+    campaign = campaign_of(job)
+    return job if ranks is None else replace(job, campaign=replace(campaign, ranks_per_member=ranks))
+
+
 def _part(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
@@ -154,13 +161,13 @@ def _collect(job: Job, layout: CampaignLayout) -> int:
     return int(ExitCode.DONE)
 
 
-def _print_plan(job: Job, layout: CampaignLayout, ranks: int | None) -> int:
+def _print_plan(job: Job, layout: CampaignLayout) -> int:
     from lsr_hpc.campaign.controller import members_of_step
     from lsr_hpc.campaign.resources import share_out
     from lsr_hpc.pipeline.layout import RunLayout
 
     campaign, record = campaign_of(job), plan_members(layout, job)
-    resources = share_out(job, ranks)
+    resources = share_out(job)
     settings, members = resources.settings, record.wanted_members
     spec = RunLayout(layout.root).attempt(0, 0, 1).spec
     counts = Counter(read_state(layout.member(m.name), thoroughly=False).end for m in members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,13 @@ from tests.pipeline.conftest import Runs, eventually
 
 
 class Campaigns(Runs):
-    """Campaigns of one test."""
+    """Campaigns of one test, which start ranks with torch several times: the limits are generous."""
+
+    def ended(self, process: subprocess.Popen[str], code: int = 0, limit_s: float = 300.0) -> str:
+        return super().ended(process, code, limit_s)
+
+    def lsr(self, *words: str | Path, code: int = 0, limit_s: float = 300.0) -> str:
+        return super().lsr(*words, code=code, limit_s=limit_s)
 
     def write(self, *axes: str, name: str = "job.toml", **campaign: object) -> Path:
         """A job file with axes as lines of TOML; HOME stands for the test's directory."""
@@ -36,7 +43,7 @@ class Campaigns(Runs):
     def carried_out(self, job: Path, name: str = "out", code: int = 0) -> Directory:
         """A campaign to its end."""
         found = Directory(CampaignLayout(self.home / name))
-        found.printed = self.lsr("campaign", job, "--out", found.root, code=code, limit_s=90)
+        found.printed = self.lsr("campaign", job, "--out", found.root, code=code)
         return found
 
     def directory(self, name: str = "out") -> Directory:

@@ -257,21 +257,20 @@ def test_an_identity_that_was_changed_is_refused(tmp_path: Path, layout: Campaig
 
 
 @pytest.mark.parametrize(
-    ("campaign", "ranks", "expected"),
+    ("campaign", "expected"),
     [
-        ("", None, (2, 8, 1)),
-        ("", 8, (8, 2, 2)),
-        ("ranks_per_member = 16", None, (16, 1, 4)),
-        ("nodes_per_member = 2", None, (8, 2, 2)),
-        ("nodes_per_member = 1\nranks_per_member = 3", None, (3, 4, 1)),
-        ("at_once = 3", 4, (4, 3, 1)),
+        ("", (2, 8, 1)),
+        ("ranks_per_member = 8", (8, 2, 2)),
+        ("ranks_per_member = 16", (16, 1, 4)),
+        ("nodes_per_member = 2", (8, 2, 2)),
+        ("nodes_per_member = 1\nranks_per_member = 3", (3, 4, 1)),
+        ("at_once = 3\nranks_per_member = 4", (4, 3, 1)),
     ],
 )
 def test_an_allocation_is_shared_out(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     campaign: str,
-    ranks: int | None,
     expected: tuple[int, ...],
 ) -> None:
     for program in ("srun", "setpriv"):
@@ -280,7 +279,7 @@ def test_an_allocation_is_shared_out(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     allocation = {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "4", "SLURM_NTASKS_PER_NODE": "4"}
     job = job_of(tmp_path, f"{campaign}\n[campaign.axes]\nproblem.args.a = [1]")
-    found = share_out(job, ranks, allocation)
+    found = share_out(job, allocation)
     per_member, at_once, nodes = expected
     assert (found.settings.ranks, found.settings.instances_at_once) == (per_member, at_once)
     words = found.launcher.command(per_member, tmp_path / "spec.json", "1-0-1")
@@ -292,4 +291,4 @@ def test_an_allocation_is_shared_out(
 def test_more_nodes_than_there_are_are_refused(tmp_path: Path) -> None:
     job = job_of(tmp_path, "nodes_per_member = 5\n[campaign.axes]\nproblem.args.a = [1]")
     with pytest.raises(JobError, match="the allocation has 4 nodes"):
-        share_out(job, None, {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "4"})
+        share_out(job, {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "4"})

@@ -23,8 +23,8 @@ from tests.pipeline.conftest import eventually
 pytestmark = pytest.mark.mpi
 
 AXES = ("problem.instance = {range = [0, 2]}", "subspace.rank = [5, 8]")
-# The third member waits for a file, with all processes at work.
-HELD = ("problem.instance = [0, 1, 2, 3]", "problem.args.fault = ['', '', 'wait', '']")
+# The third member waits for a file, with all processes at work, and so would the fourth.
+HELD = ("problem.instance = [0, 1, 2, 3]", "problem.args.fault = ['', '', 'wait', 'wait']")
 
 
 def kill(pids):
@@ -43,7 +43,7 @@ def alone(home, job, command):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     predictor = (out / "predictor" / "instance-00000.safetensors").read_bytes()
@@ -177,7 +177,7 @@ def held(campaigns):
     """A campaign at work, its third member in hand."""
     job = campaigns.write(*HELD, combine="zip")
     controller = campaigns.start("campaign", job, "--out", campaigns.home / "out")
-    eventually((campaigns.home / "waiting").exists, limit_s=60)
+    eventually((campaigns.home / "waiting").exists, limit_s=200)
     return job, controller
 
 
@@ -206,7 +206,7 @@ def test_a_killed_controller_leaves_nothing_and_the_next_one_does_the_rest(campa
     assert len(before) == 2
     controller.kill()
     controller.communicate()
-    eventually(lambda: not campaigns.processes(), limit_s=10)
+    eventually(lambda: not campaigns.processes(), limit_s=20)
     assert "2 of 4 members done" in campaigns.lsr("status", campaigns.home / "out")
     (campaigns.home / "gate").touch()
     out = campaigns.carried_out(job)
@@ -234,7 +234,7 @@ def test_several_controllers_share_the_members(campaigns, held, undisturbed):
     job, first = held
     second = campaigns.start("campaign", job, "--out", campaigns.home / "out")
     out = campaigns.directory()
-    eventually((out.root / "logs" / "start-0002.log").exists, limit_s=60)
+    eventually((out.root / "logs" / "start-0002.log").exists, limit_s=200)
     (campaigns.home / "gate").touch()
     for process in (first, second):
         campaigns.ended(process)
@@ -254,7 +254,7 @@ def test_members_run_side_by_side_and_parts_are_disjoint(campaigns):
     controller = campaigns.start("campaign", job, "--out", root, "--part", "0/2")
     out = campaigns.directory()
     # The first one holds its rank while the others of this part, 2 and 4, are done.
-    eventually(lambda: out.layout.members.exists() and len(out.predictors()) == 2, limit_s=60)
+    eventually(lambda: out.layout.members.exists() and len(out.predictors()) == 2, limit_s=200)
     (campaigns.home / "gate").touch()
     campaigns.ended(controller)
     assert [name[:4] for name in out.predictors()] == ["0000", "0002", "0004"]
@@ -280,7 +280,7 @@ def test_rounds_make_the_run_directory_of_run_and_go_on_in_it(campaigns):
         job.read_text() + "\n[iterate]\nrounds = 2\nsteps = 2\ntangent_rank = 8\n[run]\nranks = 2\n"
     )
     controller = campaigns.start("campaign", job, "--out", campaigns.home / "out")
-    eventually((campaigns.home / "waiting").exists, limit_s=60)
+    eventually((campaigns.home / "waiting").exists, limit_s=200)
     kill(campaigns.ranks())
     (campaigns.home / "gate").touch()
     campaigns.ended(controller)
