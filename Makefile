@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo lint test test-slow torture clean
+.PHONY: help env demo lint test test-slow torture cluster chain clean
 
 LSR_BIN ?= .venv/bin
 PYTHON := $(LSR_BIN)/python
@@ -52,6 +52,12 @@ test-slow: env  ## the full-size runs, several minutes each
 
 torture: env  ## kill runs at random moments, 100 times, and compare with an undisturbed one; about an hour
 	$(PYTHON) -m tests.torture
+
+chain: env  ## a job of SLURM through twenty disturbances in a row; about ten minutes
+	@$(PYTHON) -m tests.slurm.chain
+
+cluster: env  ## a shell on a private SLURM of four nodes (as root), gone when you leave it
+	@$(PYTHON) -m tests.slurm.cluster
 
 clean:  ## remove caches, logs and the demo's run; keeps .venv (rm -rf .venv to set up anew)
 	rm -rf build runs/demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

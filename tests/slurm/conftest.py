@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ import pytest
 from lsr_hpc.pipeline.layout import RunLayout
 from tests.mpi.conftest import REPOSITORY, mpi_environment
 from tests.pipeline.conftest import Runs
-from tests.slurm.cluster import Cluster, missing_programs, until
+from tests.slurm.cluster import Cluster, private_cluster, until, why_not
 
 BIN = Path(sys.executable).parent
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
@@ -102,9 +100,9 @@ class Jobs:
         self._started.append(process)
         return process
 
-    def finished(self, process: subprocess.Popen[str], code: int = 0) -> str:
+    def finished(self, process: subprocess.Popen[str], code: int = 0, limit_s: float = 90) -> str:
         """What a command has printed at its end."""
-        printed, _ = process.communicate(timeout=90)
+        printed, _ = process.communicate(timeout=limit_s)
         assert process.returncode == code, printed
         return printed
 
@@ -144,11 +142,13 @@ class Jobs:
 
     def ranks(self) -> list[int]:
         """Living ranks of steps, and nothing that has started them."""
-        return [
-            pid
-            for pid in self.cluster.processes("lsr_hpc.pipeline.worker")
-            if "python" in Path(f"/proc/{pid}/exe").resolve().name
-        ]
+        found = []
+        for pid in self.cluster.processes("lsr_hpc.pipeline.worker"):
+            # It may end while we look.
+            with suppress(OSError):
+                if "python" in Path(f"/proc/{pid}/exe").resolve().name:
+                    found.append(pid)
+        return found
 
     def kill_controller(self, layout: RunLayout) -> None:
         (pid,) = [p for p in self.cluster.processes("--ranks") if str(layout.root) in _command_line(p)][-1:]
@@ -164,23 +164,12 @@ def _command_line(pid: int) -> str:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """SLURM for the session; absence of its programs is a failure where LSR_REQUIRE_SLURM=1 says so."""
-    missing = missing_programs()
-    reason = f"not on PATH: {', '.join(missing)}" if missing else ""
-    if not reason and os.getuid():
-        reason = "the private SLURM needs root"
-    if reason:
+    if reason := why_not():
         if os.environ.get("LSR_REQUIRE_SLURM") == "1":
             pytest.fail(f"LSR_REQUIRE_SLURM=1, but {reason}", pytrace=False)
         pytest.skip(reason)
-    base = Path(tempfile.mkdtemp(prefix="lsr-slurm-"))
-    made = Cluster(base)
-    try:
-        made.start()
+    with private_cluster() as made:
         yield made
-    finally:
-        made.stop()
-        assert not made.processes()
-        shutil.rmtree(base)
 
 
 @pytest.fixture

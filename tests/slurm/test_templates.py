@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from safetensors.torch import load_file
 
 from lsr_hpc.job import load_job
 from lsr_hpc.pipeline.record import write_record
+from lsr_hpc.pipeline.spec import read_spec
 from tests.mpi.conftest import REPOSITORY
 from tests.pipeline.conftest import events, result
+from tests.slurm.chain import Chain, differing, faults_of, undisturbed, write_job
 from tests.slurm.cluster import until
+from tests.slurm.conftest import Jobs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.mpi]
 # 3 rounds of 1 + 2, the numbers of two ranks.
@@ -77,24 +81,6 @@ def test_instances_run_side_by_side_on_nodes_of_their_own(jobs):
     assert "--nodes=1 --ntasks=1 --ntasks-per-node=1" in command
 
 
-def test_a_preempted_job_goes_on_where_it_was(jobs):
-    layout = jobs.begun("held_up")
-    number = jobs.iterate(layout)
-    is_at_work(layout)
-    urgent = jobs.sbatch("-p", "urgent", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
-    assert jobs.ended(urgent, 40).state == "COMPLETED"
-    assert_finished(jobs, number, layout, restarts=1)
-    assert statuses(layout) == ["yielded", "done", "done", "done"]
-
-
-def test_slurm_requeues_where_a_node_fails(jobs):
-    layout = jobs.begun("held_up")
-    number = jobs.iterate(layout)
-    is_at_work(layout)
-    jobs.cluster.command("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    assert_finished(jobs, number, layout, restarts=1)
-
-
 def test_a_cancelled_job_stays_cancelled(jobs):
     layout = jobs.begun("held_up")
     number = jobs.iterate(layout)
@@ -118,9 +104,9 @@ def test_a_job_that_is_told_to_stop_writes_a_checkpoint_and_is_not_requeued(jobs
     assert "stopped as asked" in jobs.log(number)
 
 
-def test_a_killed_controller_takes_its_ranks_along_and_the_next_job_goes_on(jobs):
+def test_a_killed_controller_takes_its_ranks_along_and_the_job_goes_on(jobs):
     layout = jobs.begun("deaf_once")
-    number = jobs.iterate(layout)
+    number = jobs.iterate(layout, REQUEUE="no")
     is_at_work(layout)
     jobs.kill_controller(layout)
     job = jobs.ended(number, 30)
@@ -178,29 +164,7 @@ def test_ranks_that_do_not_find_each_other_are_refused(jobs):
 # --- real problems ----------------------------------------------------------------------------------
 
 
-JOB = """
-[problem]
-function = "tests.slurm.problem:build"
-path = {path}
-[problem.args]
-gate = {gate}
-[subspace]
-rank = 12
-[iterate]
-rounds = 2
-steps = 3
-tangent_rank = 10
-[run]
-ranks = 2
-rounds_per_step = 100
-checkpoint_seconds = 0.0
-after_round = []
-"""
-
-
-def write_job(path, gate=""):
-    path.write_text(JOB.format(path=json.dumps(str(REPOSITORY)), gate=json.dumps(str(gate))))
-    return path
+POINTS = torch.linspace(0, 3, 17, dtype=torch.float64)[:, None]
 
 
 def values(run):
@@ -211,23 +175,72 @@ def values(run):
     model = build().instance(0).model
     model.load_state_dict(load_file(run / "predictor" / "theta0.safetensors"))
     delta = load_file(run / "predictor" / "instance-00000.safetensors")["delta"]
-    x = torch.linspace(0, 3, 17, dtype=torch.float64)[:, None]
-    return RefinedPredictor(model, delta)(x).detach().numpy()
+    return RefinedPredictor(model, delta)(POINTS).detach().numpy()
 
 
-def test_one_shot_over_two_nodes_is_the_same_as_by_mpiexec(jobs):
+@pytest.fixture(scope="module")
+def alone(cluster, tmp_path_factory):
+    """Run of the job of the chain by mpiexec, which nothing disturbs."""
+    return undisturbed(Jobs(cluster, tmp_path_factory.mktemp("alone")))
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_one_shot_over_nodes_is_the_same_as_by_mpiexec_and_is_evaluated_after_it(jobs, nodes):
     job = write_job(jobs.home / "job.toml")
-    out = jobs.home / "runs" / "by sbatch"
-    number = jobs.sbatch(
-        *("--ntasks-per-node=1", REPOSITORY / "slurm" / "refine.sbatch", job, "--out", out),
-    )
-    jobs.lsr("refine", job, "--out", jobs.home / "here", launcher=("mpiexec", "-n", "2"))
+    out, x, y = jobs.home / "runs" / "by sbatch", jobs.home / "x.npy", jobs.home / "y.npy"
+    np.save(x, POINTS.numpy())
+    scripts = REPOSITORY / "slurm"
+    shape = (f"--nodes={nodes}", "--ntasks-per-node=1")
+    number = jobs.sbatch(*shape, scripts / "refine.sbatch", job, "--out", out)
+    after = (f"--dependency=afterok:{number}", "--kill-on-invalid-dep=yes")
+    last = jobs.sbatch(*after, scripts / "evaluate.sbatch", out, "--input", x, "--output", y)
+    jobs.lsr("refine", job, "--out", jobs.home / "here", launcher=("mpiexec", "-n", str(nodes)))
+    assert jobs.ended(last).state == "COMPLETED", jobs.log(number) + jobs.log(last)
+    assert json.loads((out / "result.json").read_text())["world_size"] == nodes
+    expected = values(jobs.home / "here")
+    np.testing.assert_allclose(values(out), expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(np.load(y), expected, rtol=0, atol=1e-10)
+
+
+def test_what_ran_on_four_nodes_goes_on_on_one_and_back(jobs, alone):
+    gate = jobs.home / "gate"
+    write_job(jobs.home / "job.toml", gate)
+    layout = jobs.runs.layout(jobs.home / "run")
+    for nodes in (4, 1, 4):
+        shape = (f"--nodes={nodes}", f"--ntasks={nodes}")
+        number = jobs.iterate(layout, *shape, REQUEUE="no", RANKS=str(nodes))
+        at = len(layout.attempts(0))
+        until(lambda at=at: len(layout.attempts(0)) > at, 40, "a step")
+        newest = layout.attempts(0)[-1][2]
+        until(newest.heartbeat.exists, 40, "its ranks")
+        assert read_spec(newest.spec).world_size == nodes
+        if gate.exists():
+            break
+        # Inside a round, and of the last of them with its states.
+        until(lambda: list(layout.checkpoints(0).glob("*-part")), 40, "a state inside a round")
+        jobs.cluster.command("scancel", "--batch", "--signal=USR1", number)
+        assert jobs.ended(number, 40).exit_code == "75:0", jobs.log(number)
+        if nodes == 1:
+            gate.touch()
     assert jobs.ended(number).state == "COMPLETED", jobs.log(number)
-    assert json.loads((out / "result.json").read_text())["world_size"] == 2
-    np.testing.assert_allclose(values(out), values(jobs.home / "here"), rtol=0, atol=1e-10)
+    expected = values(alone.root)
+    np.testing.assert_allclose(values(layout.root), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
-def test_the_time_limit_costs_nothing_but_time(jobs):
+def test_every_rank_has_a_gpu_of_its_own(jobs):
+    # Two pretended GPUs on each node; in place of lsr-hpc, what looks at them.
+    looking = jobs.home / "lsr-hpc"
+    looking.write_text('#!/bin/bash\necho "see $SLURMD_NODENAME:${CUDA_VISIBLE_DEVICES:-none}"\n')
+    looking.chmod(0o755)
+    shape = ("--nodes=2", "--ntasks-per-node=2", REPOSITORY / "slurm" / "refine.sbatch", "job")
+    for option, seen in (("--gpus-per-node=2", ("0", "1")), ("--gpus-per-node=0", ("none", "none"))):
+        number = jobs.sbatch(option, *shape, LSR_BIN=str(jobs.home))
+        assert jobs.ended(number).state == "COMPLETED", jobs.log(number)
+        found = sorted(line for line in jobs.log(number).splitlines() if line.startswith("see "))
+        assert found == sorted(f"see {node}:{gpu}" for node in ("n1", "n2") for gpu in seen)
+
+
+def test_the_time_limit_costs_nothing_but_time(jobs, alone):
     gate = jobs.home / "gate"
     layout = jobs.runs.layout(jobs.home / "run")
     layout.root.mkdir(mode=0o700)
@@ -236,18 +249,23 @@ def test_the_time_limit_costs_nothing_but_time(jobs):
     # SLURM counts in minutes and is about 20 s early: the signal comes within the first half of this one.
     number = jobs.iterate(layout, "--time=1", "--signal=B:USR1@25")
     is_at_work(layout)
-    # Meanwhile, as the ranks of the job do little but sleep.
-    undisturbed = jobs.home / "undisturbed"
-    other = jobs.start("run", write_job(jobs.home / "other.toml"), "--out", undisturbed)
     until(lambda: jobs.job(number).restarts == 1, 75, "the requeue")
     # Room for what a busy machine needs, so that once is enough.
     jobs.cluster.command("scontrol", "update", f"jobid={number}", "timelimit=10")
     gate.touch()
     job = jobs.ended(number)
     assert (job.state, job.restarts) == ("COMPLETED", 1), jobs.log(number)
-    assert statuses(layout) == ["yielded", "done"]
-    jobs.finished(other)
-    np.testing.assert_allclose(values(layout.root), values(undisturbed), rtol=0, atol=1e-10)
+    assert "yielded" in statuses(layout)
+    assert differing(layout, alone) == []
+
+
+def test_a_chain_of_disturbances_changes_nothing(jobs, alone):
+    chain = Chain(jobs, random.Random(0))
+    with chain.watch.looking():
+        for kind in ("preemption", "node set down", "slurmctld killed", "controller killed"):
+            chain.suffer(kind)
+        chain.to_its_end()
+    assert faults_of(chain, alone) == []
 
 
 # --- submit -----------------------------------------------------------------------------------------
@@ -256,13 +274,13 @@ def test_the_time_limit_costs_nothing_but_time(jobs):
 def test_a_submitted_run_is_seen_stopped_and_resumed(jobs):
     out = jobs.home / "a b" / "run"
     out.parent.mkdir()
-    shape = ("--set", "slurm.nodes=2", "--set", "slurm.time=5:00")
+    shape = ("--set", "slurm.nodes=2", "--set", "slurm.time=5:00", "--set", "iterate.rounds=3")
     jobs.job_file("held_up")
     printed = jobs.lsr("submit", jobs.home / "job.toml", "--out", out, *shape)
     number = printed.split()[1].rstrip(",")
     layout = jobs.runs.layout(out)
     until(layout.attempt(0, 0, 1).heartbeat.exists, 40, "the first step")
-    assert f"job {number}: RUNNING n[1-2]" in jobs.lsr("status", out)
+    assert f"run  {number} RUNNING n[1-2]  0 of 3  0 of 1 done" in jobs.lsr("status", out)
     assert "is running already" in jobs.lsr("submit", jobs.home / "job.toml", "--out", out, *shape, code=2)
     assert f"asked job {number} to stop" in jobs.lsr("stop", out)
     assert jobs.ended(number, 30).exit_code == "75:0"
@@ -271,6 +289,7 @@ def test_a_submitted_run_is_seen_stopped_and_resumed(jobs):
     assert "stopped" in jobs.lsr("status", out)
 
     number = jobs.lsr("resume", out, "--submit").split()[1].rstrip(",")
+    assert f"job {number}: exit 0" in jobs.lsr("logs", out, "--follow").splitlines()[-1]
     job = jobs.ended(number)
     assert (job.state, job.nodes) == ("COMPLETED", "n[1-2]"), log.with_name(f"lsr-{number}.log").read_text()
     assert result(layout)["instances"][0]["total"] == TOTAL
