@@ -359,7 +359,18 @@ def test_torch_and_numpy_share_arrays():
 def test_make_alone_lists_the_targets():
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
     targets = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("make ")]
-    assert targets == ["help", "env", "demo", "lint", "test", "test-slow", "torture", "clean"]
+    assert targets == [
+        "help",
+        "env",
+        "demo",
+        "lint",
+        "test",
+        "test-slow",
+        "torture",
+        "chain",
+        "cluster",
+        "clean",
+    ]
 
 
 def test_make_sets_nothing_up_for_an_environment_of_your_own():
