@@ -226,15 +226,14 @@ def _parser() -> argparse.ArgumentParser:
         "report",
         "Show finished runs as one page with figures and tables; needs neither MPI nor PETSc.",
         "lsr-hpc report runs/anti",
-        "The page needs no network and no script. Several directories are compared: ... report A B C",
+        "The page needs no network and no script. Several are compared: ... report A B C --out OUT",
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="directory of refine or run")
     report.add_argument(
         "--out",
         type=Path,
         metavar="OUT",
-        help="directory for report.html and the figures (default: DIR-report beside the first DIR); an "
-        "earlier report there is kept as OUT.previous",
+        help="directory for report.html and the figures (default: DIR itself)",
     )
 
     init = command(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lsr_hpc.console import say
-from lsr_hpc.errors import EnvironmentProblem, ExitCode
+from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError
 
 __all__ = ["run"]
 
@@ -29,13 +29,18 @@ def run(options: argparse.Namespace) -> int:
     from lsr_hpc.report.write import PAGE, write_report
 
     first: Path = options.runs[0].resolve()
-    out: Path = options.out or first.with_name(f"{first.name}-report")
-    check_directory(out, PAGE, "--out")
+    if options.out is None and len(options.runs) > 1:
+        raise JobError("a report of several runs needs a place of its own: name it with --out DIR")
+    out: Path = options.out or first
+    if options.out is not None:
+        check_directory(out, PAGE, "--out")
     runs = [load_run(directory) for directory in options.runs]
     try:
         sentences = write_report(out, runs)
     except OSError as error:
-        raise EnvironmentProblem(f"--out {out} cannot be written: {error.strerror}") from error
+        raise EnvironmentProblem(
+            f"{out} cannot be written ({error.strerror}): name another place with --out"
+        ) from error
     for sentence in sentences:
         say(sentence)
     say(f"report in {out / PAGE}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lsr_hpc.publish import publish_directory
+from lsr_hpc.publish import publish_file
 from lsr_hpc.report import figures, html, run_figures
 from lsr_hpc.report.data import RunData
 from lsr_hpc.report.sections import Pictures, in_one_sentence, mean_errors, run_sections
@@ -16,17 +16,17 @@ PAGE = "report.html"
 
 
 def write_report(place: Path, runs: Sequence[RunData]) -> list[str]:
-    """Write ``report.html`` and a PNG of every figure.
+    """Write ``report.html``, and a PNG of every figure in ``figures/``, over those of an earlier report.
 
     Args:
-        place: Directory to make; an earlier report there is kept as ``NAME.previous``.
+        place: Directory for both.
         runs: Runs to show, at least one.
 
     Returns:
         What was refined and how well, a sentence per run.
 
     Raises:
-        JobError: If the place cannot be used.
+        OSError: If a file cannot be written.
     """
     pictures = Pictures()
     sentences = [in_one_sentence(run) for run in runs]
@@ -42,11 +42,12 @@ def write_report(place: Path, runs: Sequence[RunData]) -> list[str]:
         for run, name, sentence in zip(runs, names, sentences, strict=True):
             parts += [html.heading(2, name), html.paragraph(sentence, is_lead=True)]
             parts += run_sections(run, pictures, f"{name}-")
-    with publish_directory(place, PAGE) as target:
-        for name, png in pictures.files.items():
-            (target / name).write_bytes(png)
-        title = f"lsr_hpc: {', '.join(names)}"
-        (target / PAGE).write_text(html.page(title, parts), encoding="utf-8")
+    (place / "figures").mkdir(parents=True, exist_ok=True)
+    for name, png in pictures.files.items():
+        with publish_file(place / "figures" / name) as temporary:
+            temporary.write_bytes(png)
+    with publish_file(place / PAGE) as temporary:
+        temporary.write_text(html.page(f"lsr_hpc: {', '.join(names)}", parts), encoding="utf-8")
     return sentences
 
 

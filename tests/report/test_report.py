@@ -96,7 +96,7 @@ def assert_is_a_picture_of_something(png: bytes) -> None:
 
 def test_page_holds_all_of_its_figures_and_they_are_files_too(family_page: tuple[Path, Page]) -> None:
     out, page = family_page
-    files = {path.read_bytes() for path in out.glob("*.png")}
+    files = {path.read_bytes() for path in (out / "figures").glob("*.png")}
     assert {png for png, _ in page.images} == files
     # Errors, timeline, memory; field, spectrum and rank of two instances.
     assert len(page.images) == 9
@@ -144,7 +144,7 @@ def test_timeline_has_every_phase_of_every_rank_without_overlap(family: Path) ->
 def test_rounds_are_shown(rounds: Path, tmp_path: Path) -> None:
     assert report(rounds, "--out", tmp_path / "out") == 0
     page = Page((tmp_path / "out" / "report.html").read_text())
-    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    names = {path.name for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert names == {f"{n}.png" for n in ("field", "spectrum", "rank", "rounds", "timeline", "memory")}
     (instance,) = load_run(rounds).instances
     assert set(instance.fields) == {"points", "reference", "start", "refined", "network"}
@@ -160,7 +160,7 @@ def test_several_runs_are_compared(family: Path, rounds: Path, tmp_path: Path) -
     page = Page((tmp_path / "out" / "report.html").read_text())
     assert "3 runs compared" in page.text
     assert {"family-1", "run", "family-3"} <= set(page.cells)
-    assert (tmp_path / "out" / "comparison-cost.png").exists()
+    assert (tmp_path / "out" / "figures" / "comparison-cost.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -255,3 +255,17 @@ def test_browser_opens_the_page_without_a_complaint(family_page: tuple[Path, Pag
     assert done.returncode == 0, done.stderr
     assert f"<title>{','.join(['true'] * len(page.images))}</title>" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_page_lies_in_the_run_by_default_which_stays_intact(
+    family: Path, rounds: Path, tmp_path: Path, capsys
+) -> None:
+    for directory in (family, rounds):
+        run = tmp_path / directory.name
+        shutil.copytree(directory, run)
+        assert report(run) == 0
+        assert report(run) == 0
+        assert (run / "report.html").exists()
+        assert main(["verify", str(run)]) == 0
+    assert report(family, rounds) == 2
+    assert "name it with --out" in capsys.readouterr().err
