@@ -105,7 +105,7 @@ def check_every_flip(directory: Path, n: int, seed: int, capsys) -> None:
 
 
 def test_every_file_of_a_refinement_is_under_a_digest_and_every_flip_noticed(refined, capsys) -> None:
-    assert len(files_of(refined)) == 8
+    assert len(files_of(refined)) == 11
     check_every_flip(refined, 200, 0, capsys)
 
 

@@ -159,7 +159,7 @@ def _delivered_units(directory: Path) -> Iterator[_Unit]:
             delivered = [name for name in records if not name.startswith(f"{_PREDICTOR}/")]
             yield from (_unit(name, file_fault(directory / name, records[name])) for name in delivered)
         return
-    for name in (RUN_MARKER, "metrics.jsonl", "figures", "network"):
+    for name in (RUN_MARKER, "metrics.jsonl", "figures", "fields", "network"):
         if (directory / name).exists():
             yield _Unit(name, _UNCHECKED, "sealed at the end of the run: `lsr-hpc resume`")
 

@@ -183,7 +183,7 @@ def has_digest(path: Path) -> bool:
     if path.name in _WITHOUT_DIGEST or path.name == LATEST or path.parent.name == "logs":
         return False
     root = next(parent for parent in path.parents if (parent / "checkpoints").is_dir())
-    is_sealed_at_the_end = path.name == "metrics.jsonl" or path.parent.name == "figures"
+    is_sealed_at_the_end = path.name in {"metrics.jsonl", "timeline.jsonl"} or path.parent.name == "figures"
     return (root / "MANIFEST.json").exists() or not is_sealed_at_the_end
 
 
