@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 # Points kept of one instance, of all instances of a family together, and of one instance at least.
 _MOST_POINTS, _MOST_POINTS_IN_ALL, _FEWEST_POINTS = 20_000, 400_000, 64
 _MOST_COMPONENTS = 4
+_POINTS_AT_ONCE = 1024
 
 
 def sample_fields(
@@ -53,12 +54,20 @@ def sample_fields(
     kept = {"reference": reference}
     if points is not None:
         kept["points"] = points[index]
-    with torch.no_grad():
-        kept |= {name: field(*inputs) - reference for name, field in fields.items()}
+    kept |= {name: _in_batches(field, inputs) - reference for name, field in fields.items()}
     return {
         name: (t.flatten(1)[:, :_MOST_COMPONENTS] if name != "points" else t).float()
         for name, t in kept.items()
     }
+
+
+def _in_batches(field: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """A field at all points, a few at a time: it must not be what a run's memory peaks at."""
+    with torch.no_grad():
+        return torch.cat([
+            field(*(x[lo : lo + _POINTS_AT_ONCE] for x in inputs))
+            for lo in range(0, len(inputs[0]), _POINTS_AT_ONCE)
+        ])
 
 
 def write_fields(path: Path, kept: Mapping[str, Tensor]) -> None:

@@ -54,7 +54,7 @@ def lsr_hpc(
         env=mpi_environment() | {"PYTHONPATH": os.environ.get("PYTHONPATH", str(REPOSITORY))},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         stdin=subprocess.DEVNULL,
     )
 
