@@ -55,9 +55,11 @@ def lose(jobs, node, number):
             is_keeper = command.startswith(f"slurmstepd: [{number}.".encode())
             if is_keeper or f"SLURM_JOB_ID={number}".encode() in variables:
                 os.kill(pid, signal.SIGKILL)
-    # Folders of the step's ranks, which a node has no more when it is back.
+    # Folders and sockets of the step's ranks, which a node has no more when it is back.
     for left in (jobs.cluster.base / "tmp" / node).glob("spmix_appdir_*"):
         shutil.rmtree(left, ignore_errors=True)
+    for left in (jobs.cluster.base / "spool" / node).glob("*pmix.*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def test_forty_members_on_four_nodes_of_which_three_are_lost_on_the_way(jobs):
