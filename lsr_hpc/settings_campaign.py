@@ -35,7 +35,8 @@ class CampaignSettings:
             value. A file holds one value a line (``.txt``), a list (``.json``), or a table whose first line
             names its columns (``.csv``; ``column`` says which, where there are several).
         combine: ``"product"`` (every value with every other) or ``"zip"`` (first with first, and so on).
-        command: What is done with a member: ``"refine"`` (one shot) or ``"run"`` (rounds).
+        command: What is done with a member: ``"refine"`` (one shot), ``"run"`` (rounds), ``"auto"``: rounds
+            where the job has a section ``[iterate]``.
         ranks_per_member: MPI ranks of a member; absent takes ``run.ranks``, or all of ``nodes_per_member``.
         nodes_per_member: Nodes of a member in an allocation of SLURM; absent takes what the ranks need.
         at_once: Members side by side, each on ranks of its own; absent takes as many as there are cores for.
@@ -46,7 +47,7 @@ class CampaignSettings:
 
     axes: dict[str, Any]
     combine: str = "product"
-    command: str = "refine"
+    command: str = "auto"
     ranks_per_member: int | None = None
     nodes_per_member: int | None = None
     at_once: int | None = None
@@ -59,7 +60,7 @@ class CampaignSettings:
             f"campaign.{key} = {value!r}: use one of {', '.join(map(repr, allowed))}"
             for key, value, allowed in (
                 ("combine", self.combine, ("product", "zip")),
-                ("command", self.command, ("refine", "run")),
+                ("command", self.command, ("auto", "refine", "run")),
             )
             if value not in allowed
         ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import threading
 import time
@@ -183,23 +182,25 @@ def _new_try(files: MemberFiles) -> int:
     for _, attempt in attempts:
         if isinstance(read_outcome(attempt), EndedOutside):
             revoke(attempt)
-            _end_holder(attempt)
+            _outwait(attempt, files)
     for directory in unfinished(files.directory):
         shutil.rmtree(directory, ignore_errors=True)
     return 1 + max((k for k, _ in attempts), default=0)
 
 
-def _end_holder(attempt: AttemptFiles) -> None:
-    """Wait for the first rank of a try that was given up, if it lives on this machine; end it if need be."""
+def _outwait(attempt: AttemptFiles, files: MemberFiles) -> None:
+    """Wait a little for the first rank of a try that was given up, if it lives on this machine.
+
+    Should it live on, it publishes nothing, because it finds its lease revoked.
+    """
+    campaign = os.fsencode(files.tries.parent.parent)
     with suppress(OSError, ValueError, KeyError):
         lease = json.loads(attempt.lease.read_text(encoding="utf-8"))
         if lease["host"] != socket.gethostname():
             return
         command = Path(f"/proc/{lease['pid']}/cmdline")
         until = time.monotonic() + _PATIENCE_S
-        while b"lsr_hpc.pipeline.worker" in command.read_bytes():
-            if time.monotonic() > until:
-                os.kill(lease["pid"], signal.SIGKILL)
+        while campaign in command.read_bytes() and time.monotonic() < until:
             time.sleep(_LOOK_EVERY_S)
 
 

@@ -79,6 +79,7 @@ class CampaignController:
         self._done: queue.SimpleQueue[Future[BatchEnd]] = queue.SimpleQueue()
         self._begun = self._fruitless = 0
         self._not_before = 0.0
+        self._has_waited = False
         self._states: dict[str, MemberState] = {}
         self.message = ""
         self.exit_code = 0
@@ -124,6 +125,9 @@ class CampaignController:
     def _look_elsewhere(self, key: str) -> None:
         """See what has become of members in other hands, and take over those that nobody holds any more."""
         if self._elsewhere and not self._control.stop.is_set:
+            if not self._has_waited:
+                self._has_waited = True
+                log.info("waiting for %d members in the hands of other controllers", len(self._elsewhere))
             self._submit(key, self._elsewhere, after_others=True)
             self._elsewhere = []
 

@@ -21,7 +21,7 @@ from lsr_hpc.pipeline.record import identity
 from lsr_hpc.settings_campaign import CampaignSettings
 from lsr_hpc.store import file_digest
 
-__all__ = ["Member", "campaign_of", "expand", "full_identity", "member_job", "refuse"]
+__all__ = ["Member", "campaign_of", "command_of", "expand", "full_identity", "member_job", "refuse"]
 
 _DIGITS = 12
 _MOST_MISTAKES = 20
@@ -71,6 +71,19 @@ def campaign_of(job: Job) -> CampaignSettings:
             "such as [campaign.axes] problem.instance = {range = [0, 299]}"
         )
     return job.campaign
+
+
+def command_of(job: Job) -> str:
+    """What is done with the members of a job.
+
+    Args:
+        job: The job of the campaign.
+
+    Returns:
+        ``"refine"`` or ``"run"``.
+    """
+    asked = campaign_of(job).command
+    return asked if asked != "auto" else "refine" if job.iterate is None else "run"
 
 
 def member_job(base: Job, settings: Mapping[str, Any]) -> Job:
@@ -125,7 +138,7 @@ def expand(base: Job) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         JobError: Listing what is wrong with which member, and members that are there twice.
     """
-    campaign = campaign_of(base)
+    campaign, command = campaign_of(base), command_of(base)
     digest_of = cache(_digest_of)
     plain = replace(base, campaign=None)
     members: dict[str, dict[str, Any]] = {}
@@ -138,7 +151,7 @@ def expand(base: Job) -> list[tuple[str, dict[str, Any]]]:
             mistakes.setdefault(mistake, []).append(where)
         if job is None:
             continue
-        text = json.dumps(full_identity(job, campaign.command, digest_of), sort_keys=True)
+        text = json.dumps(full_identity(job, command, digest_of), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
         if digest in members:
             mistakes.setdefault("it is there twice: leave one of the equal values out", []).append(where)

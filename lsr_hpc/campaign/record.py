@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lsr_hpc.campaign.layout import CampaignLayout
-from lsr_hpc.campaign.members import Member, campaign_of, expand, full_identity
+from lsr_hpc.campaign.members import Member, campaign_of, command_of, expand, full_identity
 from lsr_hpc.errors import EnvironmentProblem, JobError
 from lsr_hpc.job import Job, load_job
 from lsr_hpc.pipeline.lock import ControllerLock
@@ -61,9 +61,8 @@ def plan_members(layout: CampaignLayout, job: Job) -> CampaignRecord:
     Raises:
         JobError: If a member cannot be, or the directory holds a campaign with another base.
     """
-    campaign = campaign_of(job)
-    base = full_identity(job, campaign.command)
-    axes = list(campaign.axes)
+    base = full_identity(job, command_of(job))
+    axes = list(campaign_of(job).axes)
     before = read_record(layout) if layout.record.exists() else None
     if before is not None:
         free = {*axes, *before.axes}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.campaign.layout import CampaignLayout, MemberFiles
-from lsr_hpc.campaign.members import Member, campaign_of, member_job
+from lsr_hpc.campaign.members import Member, command_of, member_job
 from lsr_hpc.campaign.record import read_record, stored_job
 from lsr_hpc.errors import EnvironmentProblem, StopRequested
 from lsr_hpc.job import Job, ProblemSettings
@@ -89,7 +89,7 @@ class _Batch:
         self._comm = comm
         self._spec = spec
         self._job = job
-        self._is_run = campaign_of(job).command == "run"
+        self._is_run = command_of(job) == "run"
         self._stop = stop
         self._problem: ProblemSettings | None = None
         self._family: ProblemFamily | None = None

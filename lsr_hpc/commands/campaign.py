@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lsr_hpc.campaign.layout import CampaignLayout
-from lsr_hpc.campaign.members import campaign_of
+from lsr_hpc.campaign.members import campaign_of, command_of
 from lsr_hpc.campaign.record import CampaignRecord, plan_members, read_record, register, stored_job
 from lsr_hpc.campaign.state import read_state
 from lsr_hpc.console import say
@@ -177,7 +177,7 @@ def _print_plan(job: Job, layout: CampaignLayout) -> int:
     for name, value in {
         "directory": layout.root,
         "members": f"{len(members)}, of which {counts['done']} are done and {counts['failed']} have failed",
-        "each is": f"lsr-hpc {campaign.command}",
+        "each is": f"lsr-hpc {command_of(job)}",
         "MPI ranks": f"{settings.ranks} for a member, {settings.instances_at_once} members at once",
         "a step": f"up to {per_step} members, one after another",
         "its command": shlex.join(resources.launcher.command(settings.ranks, spec, "1-0-1")),

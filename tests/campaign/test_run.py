@@ -274,7 +274,6 @@ def test_rounds_make_the_run_directory_of_run_and_go_on_in_it(campaigns):
         "problem.instance = [0, 1]",
         "problem.args.fault = ['wait', '']",
         combine="zip",
-        command="run",
     )
     job.write_text(
         job.read_text() + "\n[iterate]\nrounds = 2\nsteps = 2\ntangent_rank = 8\n[run]\nranks = 2\n"
