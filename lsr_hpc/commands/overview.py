@@ -104,6 +104,9 @@ def overview(layout: RunLayout, record: RunRecord, progress: Sequence[InstancePr
         state = "stopping" if layout.stop.exists() else "running"
     elif states <= {"done", "diverged"}:
         state = "done"
+    elif queued is not None:
+        # For its job to start, or to start again.
+        state = "waiting"
     else:
         state = "failed" if states <= {"done", "diverged", "failed"} else "stopped"
     if queued is None and state == "stopped" and (numbers := numbers_of(layout)):

@@ -135,7 +135,7 @@ def _say_table(rows: Sequence[Sequence[str]]) -> None:
 
 def _duration(seconds: float | None) -> str:
     """An upper bound, for stop rules may end rounds earlier."""
-    if seconds is None:
+    if not seconds:
         return "-"
     minutes = round(seconds / 60)
     return f"<= {minutes // 60}:{minutes % 60:02d} h" if minutes >= 60 else f"<= {max(1, minutes)} min"

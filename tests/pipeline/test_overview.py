@@ -31,5 +31,5 @@ def test_what_is_left(entries, at_once, expected):
 
 
 def test_durations_in_words():
-    words = [_duration(seconds) for seconds in (None, 10.0, 150.0, 3599.0, 7290.0)]
-    assert words == ["-", "<= 1 min", "<= 2 min", "<= 1:00 h", "<= 2:02 h"]
+    words = [_duration(seconds) for seconds in (None, 0.0, 10.0, 150.0, 3599.0, 7290.0)]
+    assert words == ["-", "-", "<= 1 min", "<= 2 min", "<= 1:00 h", "<= 2:02 h"]

@@ -335,7 +335,7 @@ def faults_of(chain: Chain, other: RunLayout) -> list[str]:
 
 def _carried_out(jobs: Jobs, rng: random.Random, kinds: list[str]) -> list[str]:
     """A chain from its beginning to its end, and what is wrong with it."""
-    rounds = 2 * (1 + len(kinds))
+    rounds = 2 * (3 + len(kinds))
     other = undisturbed(jobs, rounds)
     chain = Chain(jobs, rng, rounds)
     with chain.watch.looking():

@@ -122,7 +122,7 @@ class Jobs:
         shown = dict(word.partition("=")[::2] for word in words)
         return Job(shown["JobState"], int(shown["Restarts"]), shown["ExitCode"], shown.get("NodeList", ""))
 
-    def ended(self, number: str, limit_s: float = 90) -> Job:
+    def ended(self, number: str, limit_s: float = 300) -> Job:
         """Wait for the end of a job."""
         try:
             until(lambda: self.job(number).state in ENDED, limit_s, f"the end of job {number}")

@@ -265,11 +265,9 @@ def test_status_does_without_the_queue(slurm, tmp_path, capsys, trouble):
     (slurm / "squeue.says").write_text("17|RUNNING|n[1-2]\n")
     capsys.readouterr()
     assert main(["status", "run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["slurm"] == {
-        "number": "17",
-        "state": "RUNNING",
-        "reason": "n[1-2]",
-    }
+    report = json.loads(capsys.readouterr().out)
+    assert report["slurm"] == {"number": "17", "state": "RUNNING", "reason": "n[1-2]"}
+    assert report["state"] == "waiting"
     assert main(["stop", "run"]) == 0
     assert asked(slurm)[-4:] == ["scancel", "--batch", "--signal=USR1", "17"]
     assert layout.stop.exists()

@@ -104,17 +104,6 @@ def test_a_job_that_is_told_to_stop_writes_a_checkpoint_and_is_not_requeued(jobs
     assert "stopped as asked" in jobs.log(number)
 
 
-def test_a_killed_controller_takes_its_ranks_along_and_the_job_goes_on(jobs):
-    layout = jobs.begun("deaf_once")
-    number = jobs.iterate(layout, REQUEUE="no")
-    is_at_work(layout)
-    jobs.kill_controller(layout)
-    job = jobs.ended(number, 30)
-    assert (job.state, job.exit_code, job.restarts) == ("FAILED", "137:0", 0)
-    until(lambda: not jobs.ranks(), 10, "the end of the ranks")
-    assert_finished(jobs, jobs.iterate(layout), layout, restarts=0)
-
-
 def test_a_rank_that_is_killed_alone_on_its_node_does_not_leave_the_other_one_waiting(jobs):
     layout = jobs.begun("deaf_once")
     number = jobs.iterate(layout)
