@@ -21,11 +21,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsr_hpc.derivatives import along, value_and_along, value_and_two_along
-from lsr_hpc.models import BoundDeepONet, DeepONet
-from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ProblemFamily, ResidualBlock
-from lsr_hpc.problems.arguments import check_range, check_seed, trained
+from lsr_hpc.models import DeepONet
+from lsr_hpc.problem import Evaluation, Field, Problem, ProblemFamily, ResidualBlock
+from lsr_hpc.problems.arguments import check_range
 from lsr_hpc.problems.burgers_reference import burgers_spectrum, sum_of_waves
-from lsr_hpc.sampling import gaussian_rows, uniform_rows
+from lsr_hpc.problems.operator_learning import (
+    FIRST_TEST_FUNCTION,
+    check_operator,
+    instance_problem,
+    mean_error,
+    operator_arguments,
+    trained_operator,
+    uniform_points,
+    unseen_in_training,
+)
+from lsr_hpc.sampling import gaussian_rows
 from lsr_hpc.settings import TrainingSettings
 from lsr_hpc.training import TrainingTask, draw_batch
 
@@ -35,8 +45,6 @@ Array = NDArray[np.float64]
 VISCOSITY = 0.01
 INITIAL_WEIGHT = 20.0
 SENSORS = np.linspace(0.0, 1.0, 101)
-# Functions below this number are for training, those from here on for tests.
-FIRST_TEST_FUNCTION = 100_000
 _STREAM_FUNCTIONS = 61
 _STREAM_INTERIOR = 62
 _STREAM_PERIODIC = 63
@@ -111,28 +119,14 @@ def _periodic_slope(u: Field, right: Tensor, left: Tensor) -> Tensor:
     return along(u, right, 1) - along(u, left, 1)
 
 
-def _operator_arguments(width: int, depth: int) -> dict[str, Any]:
-    return {
-        "branch": [len(SENSORS)] + [width] * depth,
-        "trunk": [2] + [width] * depth,
-        "modified": True,
-    }
-
-
-def _check_common(width: int, depth: int, seed: int) -> None:
-    check_range("width", width, 1, 100_000)
-    check_range("depth", depth, 2, 1000)
-    check_seed(seed)
+def _arguments(width: int, depth: int) -> dict[str, Any]:
+    return operator_arguments(len(SENSORS), 2, width, depth, modified=True)
 
 
 def _grid() -> Tensor:
     """The 101 x 101 points (t, x) of the reference, time by time."""
     axis = torch.from_numpy(SENSORS)
     return torch.cartesian_prod(axis, axis)
-
-
-def _uniform(seed: int, stream: int, first: int, n: int, columns: int) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(uniform_rows(seed, stream, first, first + n, columns)))
 
 
 def _sides(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,12 +161,12 @@ def build(
     Raises:
         ArgumentError: If an argument is out of range, or the weights do not fit ``width`` and ``depth``.
     """
-    _check_common(width, depth, seed)
+    check_operator(width, depth, seed, least_depth=2)
     check_range("instances", instances, 1, 10_000)
     check_range("points", points, 1, 10**7)
     check_range("side_points", side_points, 1, 10**7)
-    arguments = _operator_arguments(width, depth)
-    operator = trained(lambda: DeepONet(**arguments), weights, f"width = {width}, depth = {depth}")
+    arguments = _arguments(width, depth)
+    operator = trained_operator(arguments, weights)
     at_sensors = torch.from_numpy(
         initial_values(range(FIRST_TEST_FUNCTION, FIRST_TEST_FUNCTION + instances), seed, SENSORS)
     )
@@ -180,12 +174,13 @@ def build(
 
     def instance(i: int) -> Problem:
         solution = reference(range(FIRST_TEST_FUNCTION + i, FIRST_TEST_FUNCTION + i + 1), seed)
-        right, left = _sides(_uniform(seed, _STREAM_PERIODIC, i * side_points, side_points, 1))
-        return Problem(
-            name=f"burgers_operator {i}",
-            model=BoundDeepONet(operator, at_sensors[i]),
-            model_spec=ModelSpec(architecture="bound_deeponet", arguments={"operator": arguments}),
-            blocks=[
+        right, left = _sides(uniform_points(seed, _STREAM_PERIODIC, i * side_points, side_points, 1))
+        return instance_problem(
+            f"burgers_operator {i}",
+            operator,
+            arguments,
+            at_sensors[i],
+            [
                 ResidualBlock(
                     name="initial",
                     residual=_initial,
@@ -198,10 +193,10 @@ def build(
                 ResidualBlock(
                     name="pde",
                     residual=advection,
-                    points=_uniform(seed, _STREAM_INTERIOR, i * points, points, 2),
+                    points=uniform_points(seed, _STREAM_INTERIOR, i * points, points, 2),
                 ),
             ],
-            evaluation=Evaluation(inputs=(_grid(),), reference=torch.from_numpy(solution.reshape(-1, 1))),
+            Evaluation(inputs=(_grid(),), reference=torch.from_numpy(solution.reshape(-1, 1))),
         )
 
     return ProblemFamily(name="burgers_operator", n_instances=instances, instance=instance)
@@ -238,19 +233,18 @@ def training_task(
     Raises:
         ArgumentError: If an argument is out of range.
     """
-    _check_common(width, depth, seed)
+    check_operator(width, depth, seed, least_depth=2)
     check_range("functions", functions, 1, FIRST_TEST_FUNCTION // 2)
     check_range("points", points, 1, 10**6)
     check_range("side_points", side_points, 1, 10**6)
     check_range("test_functions", test_functions, 1, 10_000)
     check_range("batch_size", settings.batch_size or 1, 1, functions)
     torch.manual_seed(settings.seed)
-    model = DeepONet(**_operator_arguments(width, depth)).double()
+    model = DeepONet(**_arguments(width, depth)).double()
     a = torch.from_numpy(initial_values(range(functions), seed, SENSORS))
-    interior = _uniform(seed, _STREAM_TRAINING_INTERIOR, 0, points, 2)
-    sides = _sides(_uniform(seed, _STREAM_TRAINING_PERIODIC, 0, side_points, 1))
-    # Test functions of another number range than those that the job refines.
-    unseen = range(FIRST_TEST_FUNCTION // 2, FIRST_TEST_FUNCTION // 2 + test_functions)
+    interior = uniform_points(seed, _STREAM_TRAINING_INTERIOR, 0, points, 2)
+    sides = _sides(uniform_points(seed, _STREAM_TRAINING_PERIODIC, 0, side_points, 1))
+    unseen = unseen_in_training(test_functions)
     a_test = torch.from_numpy(initial_values(unseen, seed, SENSORS))
     u_test = torch.from_numpy(reference(unseen, seed)).flatten(1)
     grid = _grid()
@@ -270,9 +264,4 @@ def training_task(
             total = total + jump.square().mean()
         return total
 
-    def error() -> float:
-        with torch.no_grad():
-            difference = model.on_grid(a_test, grid) - u_test
-            return float((difference.norm(dim=1) / u_test.norm(dim=1)).mean())
-
-    return TrainingTask(model=model, loss=loss, error=error)
+    return TrainingTask(model=model, loss=loss, error=mean_error(model, a_test, grid, u_test))

@@ -147,8 +147,8 @@ def initial_and_periodic(
         initial: Values at points of the first time, (n, 2) -> (n, 1).
 
     Returns:
-        Blocks ``initial`` and ``periodic``; the points of the latter are at the upper end of x, its data those
-        at the lower end.
+        Blocks ``initial`` and ``periodic``; the latter has points at the upper end of x, those at the lower
+        end as data.
     """
     start, left = draws.side(1, 1, n), draws.side(2, 0, n)
     right = draws.box.at_end(left, 0, upper=True)
