@@ -1,7 +1,7 @@
 """Solution operator h -> u of u_t = 0.01 u_xx + 0.01 u^2 + h(x), learned by a physics-informed DeepONet.
 
-On [0, 1]^2, zero at t = 0 and at both ends of x; the trunk takes (t, x). Each instance refines the network for
-one unseen h. Source: arXiv:2601.13989 (operator experiments), after Wang, Wang, Perdikaris 2021.
+On [0, 1]^2, zero at t = 0 and at both ends of x; the trunk takes (t, x). Each instance refines the network
+for one unseen h. Source: arXiv:2601.13989 (operator experiments), after Wang, Wang, Perdikaris 2021.
 
 The reference splits off the steady solution w of 0.01 w_xx + h = 0, which is known exactly: u - w vanishes at
 both ends, and its sine series follows in time by ETDRK4. Its relative error is 1e-10, measured against finer

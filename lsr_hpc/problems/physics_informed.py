@@ -28,43 +28,58 @@ _DENSER = 2
 
 @dataclass(frozen=True)
 class Box:
-    """The domain: a rectangle in the two inputs of the network.
+    """The domain: a box in the d inputs of the network.
 
     Attributes:
         lower: Smallest values of the inputs.
         upper: Largest values.
     """
 
-    lower: tuple[float, float]
-    upper: tuple[float, float]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
 
-    def grid(self, first: int, second: int) -> Tensor:
-        """Equispaced points, those with the same first input adjacent.
+    def grid(self, *sizes: int) -> Tensor:
+        """Equispaced points, the last input varying fastest.
 
         Args:
-            first: Number of values of the first input, both ends included.
-            second: Number of values of the second.
+            *sizes: Number of values of each input, both ends included.
 
         Returns:
-            Shape (first * second, 2), float64.
+            Shape (product of the sizes, d), float64.
         """
-        sizes = (first, second)
-        axes = [
-            torch.linspace(*ends, n, dtype=torch.float64)
-            for ends, n in zip(zip(self.lower, self.upper, strict=True), sizes, strict=True)
-        ]
-        return torch.cartesian_prod(*axes)
+        ends = zip(self.lower, self.upper, sizes, strict=True)
+        return torch.cartesian_prod(*(torch.linspace(a, b, n, dtype=torch.float64) for a, b, n in ends))
+
+    def network(self, width: int, depth: int, outputs: int = 1, stretch: float = 1.0) -> ModelSpec:
+        """A tanh MLP on inputs scaled to mean 0 and standard deviation 1 over the box.
+
+        Args:
+            width: Width of the hidden layers.
+            depth: Number of hidden layers.
+            outputs: Number of outputs.
+            stretch: Factor on the scaled inputs.
+
+        Returns:
+            Arguments of :class:`~lsr_hpc.models.MLP`.
+        """
+        lower, upper = np.array(self.lower), np.array(self.upper)
+        arguments = {
+            "widths": [len(lower)] + [width] * depth + [outputs],
+            "input_mean": ((lower + upper) / 2).tolist(),
+            "input_std": ((upper - lower) / np.sqrt(12) / stretch).tolist(),
+        }
+        return ModelSpec(architecture="mlp", arguments=arguments)
 
     def at_end(self, points: Tensor, axis: int, *, upper: bool) -> Tensor:
         """The points moved to one side.
 
         Args:
-            points: Shape (n, 2).
+            points: Shape (n, d).
             axis: Which input is set.
             upper: Whether to its largest value, or the smallest.
 
         Returns:
-            Shape (n, 2).
+            Shape (n, d).
         """
         moved = points.clone()
         moved[:, axis] = (self.upper if upper else self.lower)[axis]
@@ -88,8 +103,8 @@ class Draws:
     round_: int = 0
 
     def interior(self, n: int) -> Tensor:
-        """Uniform points of the box, shape (n, 2)."""
-        return self._scaled(self._uniform(0, n, 2))
+        """Uniform points of the box, shape (n, d)."""
+        return self._scaled(self._uniform(0, n, len(self.box.lower)))
 
     def side(self, number: int, axis: int, n: int) -> Tensor:
         """Uniform points of the side on which an input is smallest.
@@ -100,26 +115,28 @@ class Draws:
             n: How many.
 
         Returns:
-            Shape (n, 2).
+            Shape (n, d).
         """
-        return self._on_side(self._uniform(number, n, 1)[:, 0], axis, upper=False)
+        return self._on_side(self._uniform(number, n, len(self.box.lower) - 1), axis, upper=False)
 
     def boundary(self, number: int, n: int) -> Tensor:
-        """Uniform points of all four sides.
+        """Uniform points of all sides.
 
         Args:
             number: Number of this set of points, from 1 on.
             n: How many on each side.
 
         Returns:
-            Shape (4 n, 2): the sides on which the first input is smallest, largest, then those of the second.
+            Shape (2 d n, d): the sides on which the first input is smallest, largest, then those of the next.
         """
-        along = self._uniform(number, 4 * n, 1)[:, 0].reshape(4, n)
-        return torch.cat([self._on_side(along[k], k // 2, upper=k % 2 == 1) for k in range(4)])
+        sides = 2 * len(self.box.lower)
+        along = self._uniform(number, sides * n, sides // 2 - 1).reshape(sides, n, -1)
+        return torch.cat([self._on_side(along[k], k // 2, upper=k % 2 == 1) for k in range(sides)])
 
     def _on_side(self, share: Tensor, axis: int, *, upper: bool) -> Tensor:
-        """Points of one side by where they lie between its ends, 0 to 1."""
-        return self.box.at_end(self._scaled(torch.stack([share, share], dim=1)), axis, upper=upper)
+        """Points of one side by where they lie between its ends, 0 to 1, shape (n, d - 1)."""
+        unit = torch.cat([share[:, :axis], torch.zeros_like(share[:, :1]), share[:, axis:]], dim=1)
+        return self.box.at_end(self._scaled(unit), axis, upper=upper)
 
     def _scaled(self, unit: Tensor) -> Tensor:
         lower, upper = (torch.tensor(ends, dtype=torch.float64) for ends in (self.box.lower, self.box.upper))
@@ -217,7 +234,7 @@ class PhysicsInformed:
             ArgumentError: If an argument is out of range, or the weights do not fit the network.
         """
         _check(width, depth, stretch, points, side_points, weight, seed)
-        spec = self._model_spec(width, depth, stretch)
+        spec = self.box.network(width, depth, stretch=stretch)
         model = trained(lambda: MLP(**spec.arguments), weights, f"width = {width}, depth = {depth}")
         return self._problem(model, spec, points, side_points, weight, seed)
 
@@ -253,18 +270,9 @@ class PhysicsInformed:
         """
         _check(width, depth, stretch, points, side_points, weight, seed)
         torch.manual_seed(settings.seed)
-        spec = self._model_spec(width, depth, stretch)
+        spec = self.box.network(width, depth, stretch=stretch)
         problem = self._problem(MLP(**spec.arguments), spec, points, side_points, weight, seed)
         return TrainingTask.of(problem, settings)
-
-    def _model_spec(self, width: int, depth: int, stretch: float) -> ModelSpec:
-        lower, upper = np.array(self.box.lower), np.array(self.box.upper)
-        arguments = {
-            "widths": [2] + [width] * depth + [1],
-            "input_mean": ((lower + upper) / 2).tolist(),
-            "input_std": ((upper - lower) / np.sqrt(12) / stretch).tolist(),
-        }
-        return ModelSpec(architecture="mlp", arguments=arguments)
 
     def _problem(
         self, model: MLP, spec: ModelSpec, points: int, side_points: int, weight: float, seed: int
