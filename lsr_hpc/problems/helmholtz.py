@@ -1,7 +1,8 @@
 """Helmholtz equation u_xx + u_yy + u = g on [-1, 1]^2, by a physics-informed tanh network.
 
-u = sin(pi x) sin(4 pi y), which is 0 on the boundary. Published with about 3,000 parameters (arXiv:2604.05230):
-2.0e-9 to 4.2e-9 after 250 to 540 s of second-order training on a GPU. Error on 257 x 257 points.
+u = sin(pi x) sin(4 pi y), which is 0 on the boundary. Published with about 3,000 parameters
+(arXiv:2604.05230): 2.0e-9 to 4.2e-9 after 250 to 540 s of second-order training on a GPU. Error on 257 x 257
+points.
 """
 
 from __future__ import annotations

@@ -12,11 +12,13 @@ from torch import Tensor
 from lsr_hpc.models import DeepONet
 from lsr_hpc.problem import ProblemFamily, ResidualBlock, as_tensor
 from lsr_hpc.problems.arguments import ArgumentError
-from lsr_hpc.problems.diffusion_reaction import SENSORS, balance, build, reference, training_task
+from lsr_hpc.problems.diffusion_reaction import balance, build, reference, training_task
 from lsr_hpc.problems.gaussian_process import PROCESSES, InputProcess
+from lsr_hpc.sampling import uniform_rows
 from lsr_hpc.settings import TrainingSettings
 
 UNSEEN = range(100_000, 100_003)
+SENSORS = np.linspace(0, 1, 100)
 
 
 def network() -> DeepONet:
@@ -112,16 +114,14 @@ def test_instances_carry_their_own_function_points_and_solution() -> None:
 
 
 def test_training_minimises_the_loss_of_the_residual_blocks() -> None:
-    settings = TrainingSettings(steps=1, batch_size=3)
+    settings = TrainingSettings(steps=1)
     sizes = {"points": 20, "side_points": 6, "width": 6, "depth": 3}
     task = training_task(settings, functions=5, test_functions=1, **sizes)
     task.model.load_state_dict(network().state_dict())
-    loss = task.loss(torch.Generator().manual_seed(4)).item()
+    loss = task.loss(torch.Generator()).item()
 
-    functions = torch.randint(5, (3,), generator=torch.Generator().manual_seed(4))
     operator = network().double()
     # Streams of points of their own: the training sees none of those that the refinement fits.
-    from lsr_hpc.sampling import uniform_rows
 
     y = torch.from_numpy(uniform_rows(7, 123, 0, 20, 2))
     share = torch.from_numpy(uniform_rows(7, 124, 0, 18, 1))[:, 0]
@@ -129,7 +129,7 @@ def test_training_minimises_the_loss_of_the_residual_blocks() -> None:
     sides[:6, 1], sides[6:, 0] = share[:6], share[6:]
     sides[12:, 1] = 1
     expected = 0.0
-    for i in functions.tolist():
+    for i in range(5):
         process = PROCESSES["interpolated"](range(i, i + 1), 7)
         h = torch.from_numpy(process.at(SENSORS))
 
@@ -138,7 +138,7 @@ def test_training_minimises_the_loss_of_the_residual_blocks() -> None:
 
         source = torch.from_numpy(process.at(y[:, 1].numpy())[0])[:, None]
         squares = [balance(u, y, source).square().mean(), u(sides).square().mean()]
-        expected += sum(s.item() for s in squares) / 3
+        expected += sum(s.item() for s in squares) / 5
     assert loss == pytest.approx(expected, rel=1e-12)
 
 
@@ -151,7 +151,6 @@ def test_training_minimises_the_loss_of_the_residual_blocks() -> None:
         ("width", 0),
         ("depth", 0),
         ("seed", -1),
-        ("forcing", "white"),
     ],
 )
 def test_argument_that_cannot_be_is_refused_by_name(argument: str, value: object) -> None:
