@@ -100,6 +100,7 @@ _JOBS: dict[str, list[tuple[str, str | None, list[str]]]] = {
     ],
 }
 _LIMIT_S = 4 * 3600.0
+RUNS = REPOSITORY / "runs" / "results"
 
 
 def run(preset: str, overrides: list[str], cores: int) -> Record:
@@ -113,7 +114,7 @@ def run(preset: str, overrides: list[str], cores: int) -> Record:
     Returns:
         The record.
     """
-    runs = REPOSITORY / "runs" / "results" / preset
+    runs = RUNS / preset
     rows = [_row(runs, job, name, [*own, *overrides], cores) for job, name, own in _JOBS[preset]]
     return Record(
         name="results",

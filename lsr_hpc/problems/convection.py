@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from lsr_hpc.derivatives import along
+from lsr_hpc.autodiff import push_forward
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.problems.physics_informed import Box, Draws, PhysicsInformed, initial_and_periodic
 
@@ -43,7 +43,9 @@ def transport(u: Field, x: Tensor) -> Tensor:
     Returns:
         u_t + 40 u_x, shape (n, 1).
     """
-    return along(u, x, 1) + SPEED * along(u, x, 0)
+    # The derivative along one direction in space and time.
+    direction = torch.tensor([SPEED, 1.0], dtype=x.dtype, device=x.device).expand_as(x)
+    return push_forward(u, x, direction)[1]
 
 
 def _blocks(draws: Draws, points: int, side_points: int, weight: float) -> list[ResidualBlock]:
