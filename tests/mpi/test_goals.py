@@ -123,6 +123,15 @@ def test_error_is_a_tenth_of_what_a_second_order_refiner_is_published_with(lsr, 
     assert (result["checks"]["resolve_steps"] > 0) == (job == "reaction")
 
 
+def test_diffusion_reaction_small(lsr, tmp_path):
+    result = refine(lsr, tmp_path / "run", "jobs/diffusion_reaction.toml", "--preset", "small")
+    assert len(result["instances"]) == 3
+    assert result["error"]["before"] >= 2e-2
+    assert result["error"]["after"] <= 5e-5
+    assert all(i["checks"]["resolve_steps"] > 0 for i in result["instances"])
+    assert_training_residual_never_rises(result)
+
+
 @pytest.mark.slow
 def test_antiderivative_full_size(lsr, tmp_path):
     result = refine(lsr, tmp_path / "run", "jobs/antiderivative.toml")
