@@ -249,7 +249,7 @@ def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field)
     for first in range(lo, hi, size):
         inputs, reference = evaluation.take(slice(first, min(first + size, hi)))
         with torch.no_grad():
-            values = evaluation.judged(field(*(t.to(device) for t in inputs))).cpu()
+            values = field(*(t.to(device) for t in inputs)).cpu()
         squares += [float((values - reference).square().sum()), float(reference.square().sum())]
     difference, norm = np.sqrt(all_sum(prepared.comm, squares))
     return float(difference / norm if norm > 0 else difference)

@@ -81,12 +81,10 @@ class Evaluation:
     Attributes:
         inputs: Inputs of the network, each (N_eval, ...).
         reference: Reference values, shape (N_eval, C).
-        outputs: Which outputs of the network these are, by number; None for all of them in order.
     """
 
     inputs: tuple[RowSource, ...]
     reference: RowSource
-    outputs: tuple[int, ...] | None = None
 
     @property
     def n_points(self) -> int:
@@ -103,17 +101,6 @@ class Evaluation:
             The network's inputs, and the reference values.
         """
         return tuple(as_tensor(source[points]) for source in self.inputs), as_tensor(self.reference[points])
-
-    def judged(self, values: Tensor) -> Tensor:
-        """The outputs that have a reference.
-
-        Args:
-            values: All outputs of the network, (n, C').
-
-        Returns:
-            Shape (n, C).
-        """
-        return values if self.outputs is None else values[:, list(self.outputs)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +270,7 @@ def check_outputs(evaluation: Evaluation, field: Field, device: torch.device) ->
     shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
     try:
         with torch.no_grad():
-            outputs = evaluation.judged(field(*(t.to(device) for t in inputs)))
+            outputs = field(*(t.to(device) for t in inputs))
     except Exception as error:
         raise JobError(
             f"the model failed on evaluation.inputs of shape {shapes}: {type(error).__name__}: {error}"

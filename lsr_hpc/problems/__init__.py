@@ -57,10 +57,6 @@ PROBLEMS = {
             "physics-informed DeepONet h -> u, u_t = 0.01 u_xx + 0.01 u^2 + h, per unseen function",
         ),
         ShippedProblem("function_fit", "regression of sin(k pi x) sin(k pi y) with a tanh network"),
-        ShippedProblem(
-            "heat_inverse", "physics-informed network for the conductivity behind noisy temperatures"
-        ),
-        ShippedProblem("helmholtz", "physics-informed network for u_xx + u_yy + u = g on a square"),
         ShippedProblem("poisson", "physics-informed network for u_xx + u_yy = s on the unit square"),
         ShippedProblem("reaction", "physics-informed network for u_t = 5 u (1 - u), periodic in x"),
         ShippedProblem("wave", "physics-informed network for u_tt = 4 u_xx between fixed ends"),
