@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo lint test test-slow torture cluster chain clean
+.PHONY: help env demo lint test test-slow torture cluster chain results results-full clean
 
 LSR_BIN ?= .venv/bin
 PYTHON := $(LSR_BIN)/python
@@ -58,6 +58,13 @@ chain: env  ## a job of SLURM through twenty disturbances in a row; about ten mi
 
 cluster: env  ## a shell on a private SLURM of four nodes (as root), gone when you leave it
 	@$(PYTHON) -m tests.slurm.cluster
+
+results: env  ## refine every shipped job, small sizes, and write docs/results.md; some ten minutes
+	rm -rf runs/results/small
+	$(PYTHON) -m benchmarks results --preset small --markdown docs/results.md --png docs/results.png
+
+results-full: env  ## the same at full size, as far as the starts are trained; hours, goes on where it was stopped
+	$(PYTHON) -m benchmarks results --preset full --markdown runs/results/full.md --png runs/results/full.png
 
 clean:  ## remove caches, logs and the demo's run; keeps .venv (rm -rf .venv to set up anew)
 	rm -rf build runs/demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

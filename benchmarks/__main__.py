@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.record import Record, save_json, save_png, table
+from benchmarks.record import Record, save_json, save_markdown, save_png, table
 
 _SUMMARIES = {
     "oneshot": "one-shot refinement against the published recipe, LSMR and dense least squares",
@@ -19,6 +19,7 @@ _SUMMARIES = {
     "pipeline": "what controller, launch and checkpoints add to the rounds of a whole run",
     "predictor": "seconds and memory of the refined predictor over those of the plain network",
     "memory": "a Jacobian ten times larger than the memory budget",
+    "results": "every shipped job beside the published figures (docs/results.md)",
 }
 
 
@@ -45,6 +46,7 @@ def main(words: list[str] | None = None) -> int:
         default="full",
         help="small ends in about a minute, full may take many (default: full)",
     )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as a document")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the record (needs matplotlib)")
     parser.add_argument(
@@ -66,6 +68,8 @@ def main(words: list[str] | None = None) -> int:
     record: Record = module.run(options.preset, options.overrides, options.cores)
     record.command = "python -m benchmarks " + " ".join(sys.argv[1:] if words is None else words)
     print(table(record, module.COLUMNS))
+    if options.markdown is not None:
+        save_markdown(record, options.markdown, module.COLUMNS, module.__doc__, options.png)
     if options.json is not None:
         save_json(record, options.json)
     if options.png is not None:

@@ -88,7 +88,7 @@ def run_arm(arm: Arm) -> list[Measurement]:
         if arm.mpi_ranks:
             command = ["mpiexec", "-n", str(arm.mpi_ranks), *command]
         started, busy, own = time.perf_counter(), _busy_seconds(), _children_seconds()
-        reason = _start_and_wait(command, arm)
+        reason = run_command(command, threads=arm.threads, limit_s=arm.limit_s)
         if reason is None:
             found: list[Measurement] = json.loads(answer.read_text())
         else:
@@ -125,22 +125,31 @@ def completed(
     return [{**common, **nothing, **measurement} for measurement in found]
 
 
-def _start_and_wait(command: list[str], arm: Arm) -> str | None:
-    """Run a command to its end; returns why it gave nothing, or None."""
+def run_command(command: list[str], *, threads: int, limit_s: float) -> str | None:
+    """Run a command to its end, in the repository and in the environment of an arm.
+
+    Args:
+        command: Program and words.
+        threads: Threads of every process.
+        limit_s: Seconds that it may take.
+
+    Returns:
+        Why it failed, or None.
+    """
     try:
         done = subprocess.run(
             command,
             cwd=REPOSITORY,
-            env=_environment(arm),
+            env=_environment(threads),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=arm.limit_s,
+            timeout=limit_s,
         )
     except FileNotFoundError as error:
         return f"{error.filename} not found: see docs/install.md"
     except subprocess.TimeoutExpired:
-        return f"over the time limit of {arm.limit_s:.0f} s"
+        return f"over the time limit of {limit_s:.0f} s"
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         telling = [line for line in lines if "Error" in line] or lines
@@ -162,7 +171,7 @@ def _children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _environment(arm: Arm) -> dict[str, str]:
+def _environment(threads: int) -> dict[str, str]:
     """Thread counts for every library, and what Open MPI wants in containers and on shared cores."""
     launcher = {
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
@@ -177,7 +186,7 @@ def _environment(arm: Arm) -> dict[str, str]:
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI", "PRTE_"))}
-    return inherited | launcher | dict.fromkeys(variables, str(arm.threads)) | {"PYTHONPATH": path}
+    return inherited | launcher | dict.fromkeys(variables, str(threads)) | {"PYTHONPATH": path}
 
 
 def tag(measurements: list[Measurement], **extra: Any) -> list[Measurement]:

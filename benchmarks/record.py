@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.arms import Measurement, MissingPeerError, peer
 
-__all__ = ["Column", "Record", "machine", "ratio", "save_json", "save_png", "table"]
+__all__ = ["Column", "Record", "machine", "ratio", "save_json", "save_markdown", "save_png", "table"]
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,28 @@ def save_json(record: Record, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def save_markdown(
+    record: Record, path: Path, columns: Sequence[Column], about: str | None, png: Path | None
+) -> None:
+    """Write the table as a document.
+
+    Args:
+        record: The record.
+        path: File.
+        columns: What to show.
+        about: What the benchmark is, its first line for a title.
+        png: The picture of the record, or None.
+    """
+    computer = machine()
+    title, _, text = (about or record.name).strip().partition("\n")
+    lines = [f"# {title.rstrip('.')}", text.strip(), table(record, columns)]
+    if png is not None:
+        lines.append(f"![{record.name}]({os.path.relpath(png, path.parent)})")
+    lines.append(f"Made by `{record.command}` on {computer['processor']}, {computer['cores']} cores.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(filter(None, lines)) + "\n", encoding="utf-8")
 
 
 def save_png(record: Record, path: Path, draw: Callable[[Record, Any], None]) -> bool:

@@ -1,4 +1,4 @@
-"""Pre-training of the shipped problems: Adam with a learning-rate schedule, or L-BFGS; deterministic.
+"""Pre-training of the shipped problems: Adam with a learning-rate schedule, L-BFGS, or both; deterministic.
 
 The product refines networks that others trained; this small trainer only re-makes the committed starts.
 """
@@ -101,26 +101,37 @@ def train(task: TrainingTask, settings: TrainingSettings, report: Callable[[str]
         AccuracyError: If the loss becomes NaN or Inf.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    run = {"adam": _adam, "lbfgs": _lbfgs}[settings.optimizer]
+    total = settings.steps + settings.lbfgs_steps
     started = last = time.monotonic()
     value = float("nan")
-    for step, loss in run(task, settings, generator):
-        if time.monotonic() - last > 10 or step == settings.steps:
+    for step, loss in _steps(task, settings, generator):
+        if time.monotonic() - last > 10 or step == total:
             last, value = time.monotonic(), loss.item()
             if not value < float("inf"):
                 raise AccuracyError(
                     f"training diverged at step {step} (loss {value}): lower train.learning_rate"
                 )
             report(
-                f"step {step:>6}/{settings.steps}  loss {value:.3e}  error {task.error():.3e}  "
-                f"{last - started:6.0f} s"
+                f"step {step:>6}/{total}  loss {value:.3e}  error {task.error():.3e}  {last - started:6.0f} s"
             )
     return {
         "loss": value,
         "error": task.error(),
-        "steps": settings.steps,
+        "steps": total,
         "seconds": round(last - started, 1),
     }
+
+
+def _steps(
+    task: TrainingTask, settings: TrainingSettings, generator: torch.Generator
+) -> Iterator[tuple[int, Tensor]]:
+    """Number of the step, and a loss next to it."""
+    if settings.optimizer == "lbfgs":
+        yield from _lbfgs(task, settings.steps, generator)
+        return
+    yield from _adam(task, settings, generator)
+    for done, loss in _lbfgs(task, settings.lbfgs_steps, generator):
+        yield settings.steps + done, loss
 
 
 def _adam(
@@ -143,9 +154,7 @@ def _adam(
         yield step, loss
 
 
-def _lbfgs(
-    task: TrainingTask, settings: TrainingSettings, generator: torch.Generator
-) -> Iterator[tuple[int, Tensor]]:
+def _lbfgs(task: TrainingTask, steps: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
     """Iterations of L-BFGS, some at a time: number of those done, loss behind them."""
     optimiser = torch.optim.LBFGS(
         task.model.parameters(),
@@ -161,9 +170,9 @@ def _lbfgs(
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    for done in range(0, settings.steps, _ITERATIONS_PER_CALL):
+    for done in range(0, steps, _ITERATIONS_PER_CALL):
         # Each call goes on from the curvature pairs of the calls before.
-        iterations = min(_ITERATIONS_PER_CALL, settings.steps - done)
+        iterations = min(_ITERATIONS_PER_CALL, steps - done)
         optimiser.param_groups[0]["max_iter"] = iterations
         optimiser.param_groups[0]["max_eval"] = 25 * iterations
         optimiser.step(closure)  # type: ignore[no-untyped-call]

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch.func import functional_call, jacrev
 
-from benchmarks import arms, cases, cost_model, worker
+from benchmarks import arms, cases, cost_model, results, worker
 from benchmarks.published_recipe import published_recipe
-from benchmarks.record import save_json, save_png, table
+from benchmarks.record import save_json, save_markdown, save_png, table
 from lsr_hpc import Evaluation, Problem, ResidualBlock
 from lsr_hpc.settings import HeldOutSettings, RefineSettings, SubspaceSettings
 
@@ -169,3 +169,38 @@ def test_exchange_takes_over_where_the_cost_model_says():
     seconds = {t.name: t.seconds for t in cost_model.terms(there, hardware)}
     exchange = seconds["gather V"] + seconds["reduce-scatter J^T U"]
     assert exchange == pytest.approx(seconds["products with J and J^T"], rel=2e-3)
+
+
+@pytest.mark.mpi
+def test_results_are_those_of_the_command_and_are_not_made_twice(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    record = results.run("tiny", [], 1)
+    [row] = record.arms
+    assert "skipped" not in row
+    found = json.loads((tmp_path / "tiny" / "function_fit" / "result.json").read_text())
+
+    assert (row["start"], row["error"]) == (found["error"]["before"], found["error"]["after"])
+    assert (row["params"], row["rows"], row["rank"]) == (12_737, 200, str(found["rank"]))
+    assert row["gain"] == pytest.approx(found["error"]["before"] / found["error"]["after"])
+    markdown = tmp_path / "docs" / "results.md"
+    save_markdown(record, markdown, results.COLUMNS, results.__doc__, tmp_path / "docs" / "results.png")
+    text = markdown.read_text()
+    assert text.startswith("# The shipped jobs")
+    assert "![results](results.png)" in text
+    for part in (f"{row['error']:.2e}", "`refine jobs/function_fit.toml --preset small", "12,737"):
+        assert part in text
+    assert save_png(record, tmp_path / "docs" / "results.png", results.draw)
+
+    def not_again(*words, **more):
+        raise AssertionError(words)
+
+    monkeypatch.setattr(results, "run_command", not_again)
+    assert results.run("tiny", [], 1).arms == record.arms
+    with pytest.raises(AssertionError, match=r"subspace\.rank=10"):
+        results.run("tiny", ["subspace.rank=10"], 1)
+
+
+def test_result_without_a_start_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    [row] = results.run("tiny", ['problem.weights="nowhere.safetensors"'], 1).arms
+    assert "nowhere.safetensors" in row["skipped"]

@@ -369,6 +369,8 @@ def test_make_alone_lists_the_targets():
         "torture",
         "chain",
         "cluster",
+        "results",
+        "results-full",
         "clean",
     ]
 

@@ -48,8 +48,9 @@ def minimum() -> tuple[float, np.ndarray]:
     [
         (TrainingSettings(steps=50, optimizer="lbfgs"), 1e-8),
         (TrainingSettings(steps=4000, learning_rate=3e-2), 1e-4),
+        (TrainingSettings(steps=10, learning_rate=3e-2, lbfgs_steps=50), 1e-7),
     ],
-    ids=["lbfgs", "adam"],
+    ids=["lbfgs", "adam", "adam, then lbfgs"],
 )
 def test_training_finds_the_weighted_least_squares_solution(
     settings: TrainingSettings, accuracy: float
@@ -58,6 +59,7 @@ def test_training_finds_the_weighted_least_squares_solution(
     loss, values = minimum()
     metrics = train(task, settings, lambda _: None)
 
+    assert metrics["steps"] == settings.steps + settings.lbfgs_steps
     assert metrics["loss"] == pytest.approx(loss, rel=accuracy)
     np.testing.assert_allclose(task.model(X).detach().numpy(), values, atol=10 * accuracy)
     expected = np.linalg.norm(values - Y.numpy()) / np.linalg.norm(Y.numpy())
@@ -123,5 +125,9 @@ def test_divergence_and_batches_in_line_searches_are_refused_in_words() -> None:
         train(task, settings, lambda _: None)
     with pytest.raises(JobError, match=r"train\.batch_size = 5.*the same points in every step"):
         TrainingSettings(steps=1, optimizer="lbfgs", batch_size=5)
+    with pytest.raises(JobError, match=r"train\.batch_size = 5.*the same points in every step"):
+        TrainingSettings(steps=1, lbfgs_steps=9, batch_size=5)
+    with pytest.raises(JobError, match=r"train\.lbfgs_steps = 9 are those behind Adam"):
+        TrainingSettings(steps=1, optimizer="lbfgs", lbfgs_steps=9)
     with pytest.raises(JobError, match=r"train\.optimizer = 'sgd'"):
         TrainingSettings(steps=1, optimizer="sgd")

@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
     # One thread: a start is then the same on every machine of one kind.
     torch.set_num_threads(1)
     optimizer = {"adam": "Adam", "lbfgs": "L-BFGS"}[settings.optimizer]
-    say(f"training {job.name}: {settings.steps} steps of {optimizer}, seed {settings.seed}")
+    polish = f" and {settings.lbfgs_steps} of L-BFGS" if settings.lbfgs_steps else ""
+    say(f"training {job.name}: {settings.steps} steps of {optimizer}{polish}, seed {settings.seed}")
     metrics = train(task, settings, say)
 
     try:

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from lsr_hpc.comm import agree, all_sum, gather_panel, on_first
+from lsr_hpc.dense_svd import dense_svd
 from lsr_hpc.errors import AccuracyError
 from lsr_hpc.least_squares.tsqr import tsqr
 from lsr_hpc.prepare import PreparedProblem
@@ -183,7 +184,7 @@ class TangentAlignment:
         assert basis.image is not None
         image = basis.image.fit
         r = tsqr(comm, image.T)
-        singular, right = on_first(comm, lambda: np.linalg.svd(r)[1:])
+        singular, right = on_first(comm, lambda: dense_svd(r)[1:])
         return _TangentSpace(start, along_start, shifted, basis.v_local, image, singular, right)
 
     def _trial(self, tangent: _TangentSpace, damping: float) -> _Trial | None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
+from lsr_hpc.dense_svd import dense_svd
 from lsr_hpc.errors import AccuracyError
 from lsr_hpc.least_squares.tsqr import combine_r, tsqr
 
@@ -113,7 +114,7 @@ class ReducedProblem:
         """
         if len(self.z) == 0:
             return np.zeros((0, 0)), np.zeros(0)
-        _, s, right = np.linalg.svd(self.r)
+        _, s, right = dense_svd(self.r)
         return right[s > cut * s[0]].T, s
 
     def rotated(self, rotation: Array) -> ReducedProblem:
@@ -184,14 +185,14 @@ class ReducedProblem:
             c = solve_triangular(self.r[:rank, :rank], self.z[:rank])
             return ReducedSolution(c, self.residual_norm(c), 0)
         scale = _column_norms(self.r[:rank, :rank])
-        u, s, wt = self._whole_svd() if rank == len(self.z) else np.linalg.svd(self.r[:rank, :rank] / scale)
+        u, s, wt = self._whole_svd() if rank == len(self.z) else dense_svd(self.r[:rank, :rank] / scale)
         keep = (s > cut * s[0]) & (s > 0)
         c = (wt[keep].T @ ((u[:, keep].T @ self.z[:rank]) / s[keep])) / scale
         return ReducedSolution(c, self.residual_norm(c), int(rank - keep.sum()))
 
     def _whole_svd(self) -> tuple[Array, Array, Array]:
         if not self._scaled_svd:
-            self._scaled_svd.append(np.linalg.svd(self.r / _column_norms(self.r)))
+            self._scaled_svd.append(dense_svd(self.r / _column_norms(self.r)))
         return self._scaled_svd[0]
 
 

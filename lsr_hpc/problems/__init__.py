@@ -51,7 +51,14 @@ PROBLEMS = {
             "burgers_operator",
             "physics-informed DeepONet u(., 0) -> u of viscous Burgers, per unseen function",
         ),
+        ShippedProblem("convection", "physics-informed network for u_t + 40 u_x = 0, periodic in x"),
+        ShippedProblem(
+            "diffusion_reaction",
+            "physics-informed DeepONet h -> u, u_t = 0.01 u_xx + 0.01 u^2 + h, per unseen function",
+        ),
         ShippedProblem("function_fit", "regression of sin(k pi x) sin(k pi y) with a tanh network"),
         ShippedProblem("poisson", "physics-informed network for u_xx + u_yy = s on the unit square"),
+        ShippedProblem("reaction", "physics-informed network for u_t = 5 u (1 - u), periodic in x"),
+        ShippedProblem("wave", "physics-informed network for u_tt = 4 u_xx between fixed ends"),
     ]
 }

@@ -9,19 +9,26 @@ network for one unseen input function on 1,000 equispaced points of s'(y) - h(y)
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lsr_hpc.autodiff import push_forward
 from lsr_hpc.derivatives import along
-from lsr_hpc.models import BoundDeepONet, DeepONet
-from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ProblemFamily, ResidualBlock
-from lsr_hpc.problems.arguments import ArgumentError, check_range, check_seed, trained
-from lsr_hpc.problems.gaussian_process import InterpolatedProcess, SpectralProcess
+from lsr_hpc.models import DeepONet
+from lsr_hpc.problem import Evaluation, Field, Problem, ProblemFamily, ResidualBlock
+from lsr_hpc.problems.arguments import ArgumentError, check_range
+from lsr_hpc.problems.gaussian_process import PROCESSES, check_process
+from lsr_hpc.problems.operator_learning import (
+    FIRST_TEST_FUNCTION,
+    check_operator,
+    column,
+    instance_problem,
+    mean_error,
+    operator_arguments,
+    trained_operator,
+    unseen_in_training,
+)
 from lsr_hpc.sampling import uniform_rows
 from lsr_hpc.settings import TrainingSettings
 from lsr_hpc.training import TrainingTask, draw_batch
@@ -29,22 +36,7 @@ from lsr_hpc.training import TrainingTask, draw_batch
 __all__ = ["build", "training_task"]
 
 SENSORS = np.linspace(0.0, 1.0, 100)
-PROCESSES = {"interpolated": InterpolatedProcess, "spectral": SpectralProcess}
-# Functions below this number are for training, those from here on for tests.
-FIRST_TEST_FUNCTION = 100_000
 _STREAM_ANCHOR = 31
-
-
-def _check_common(forcing: str, width: int, depth: int, seed: int) -> None:
-    if forcing not in PROCESSES:
-        raise ArgumentError("forcing", f"= {forcing!r}: use one of {', '.join(map(repr, PROCESSES))}")
-    check_range("width", width, 1, 100_000)
-    check_range("depth", depth, 1, 1000)
-    check_seed(seed)
-
-
-def _operator_arguments(width: int, depth: int) -> dict[str, Any]:
-    return {"branch": [len(SENSORS)] + [width] * depth, "trunk": [1] + [width] * depth}
 
 
 def build(
@@ -76,14 +68,15 @@ def build(
     Raises:
         ArgumentError: If an argument is out of range, or the weights do not fit ``width`` and ``depth``.
     """
-    _check_common(forcing, width, depth, seed)
+    check_process(forcing)
+    check_operator(width, depth, seed)
     check_range("rows", rows, 2, 10**6)
     # All forcings are evaluated at once: 800 MB at most.
     check_range("instances", instances, 1, 10**8 // rows)
     if anchor not in {"initial", "random"}:
         raise ArgumentError("anchor", f"= {anchor!r}: use 'initial' or 'random'")
-    arguments = _operator_arguments(width, depth)
-    operator = trained(lambda: DeepONet(**arguments), weights, f"width = {width}, depth = {depth}")
+    arguments = operator_arguments(len(SENSORS), 1, width, depth)
+    operator = trained_operator(arguments, weights)
     process = PROCESSES[forcing](range(FIRST_TEST_FUNCTION, FIRST_TEST_FUNCTION + instances), seed)
     y = np.linspace(0.0, 1.0, rows)
     y_eval = np.linspace(0.0, 1.0, 100)
@@ -102,28 +95,25 @@ def build(
         return u(y) - s
 
     def instance(i: int) -> Problem:
-        return Problem(
-            name=f"antiderivative {i}",
-            model=BoundDeepONet(operator, torch.from_numpy(at_sensors[i])),
-            model_spec=ModelSpec(architecture="bound_deeponet", arguments={"operator": arguments}),
-            blocks=[
+        return instance_problem(
+            f"antiderivative {i}",
+            operator,
+            arguments,
+            torch.from_numpy(at_sensors[i]),
+            [
                 ResidualBlock(
                     name="anchor",
                     residual=pin,
-                    points=_column(anchors[i : i + 1]),
-                    data=(_column(at_anchor[i : i + 1]),),
+                    points=column(anchors[i : i + 1]),
+                    data=(column(at_anchor[i : i + 1]),),
                     hold_out=False,
                 ),
-                ResidualBlock(name="ode", residual=ode, points=_column(y), data=(_column(forcing_at_y[i]),)),
+                ResidualBlock(name="ode", residual=ode, points=column(y), data=(column(forcing_at_y[i]),)),
             ],
-            evaluation=Evaluation(inputs=(_column(y_eval),), reference=_column(reference[i])),
+            Evaluation(inputs=(column(y_eval),), reference=column(reference[i])),
         )
 
     return ProblemFamily(name="antiderivative", n_instances=instances, instance=instance)
-
-
-def _column(values: NDArray[np.float64]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values))[:, None]
 
 
 def training_task(
@@ -153,17 +143,15 @@ def training_task(
     Raises:
         ArgumentError: If an argument is out of range.
     """
-    _check_common(forcing, width, depth, seed)
+    check_process(forcing)
+    check_operator(width, depth, seed)
     check_range("functions", functions, 1, FIRST_TEST_FUNCTION // 2)
     check_range("test_functions", test_functions, 1, FIRST_TEST_FUNCTION // 2)
     check_range("batch_size", settings.batch_size or 1, 1, functions)
     torch.manual_seed(settings.seed)
-    model = DeepONet(**_operator_arguments(width, depth))
+    model = DeepONet(**operator_arguments(len(SENSORS), 1, width, depth))
     h = torch.from_numpy(PROCESSES[forcing](range(functions), seed).at(SENSORS)).float()
-    # Test functions of another number range than those that the job refines.
-    unseen = PROCESSES[forcing](
-        range(FIRST_TEST_FUNCTION // 2, FIRST_TEST_FUNCTION // 2 + test_functions), seed
-    )
+    unseen = PROCESSES[forcing](unseen_in_training(test_functions), seed)
     h_test = torch.from_numpy(unseen.at(SENSORS)).float()
     s_test = torch.from_numpy(unseen.primitive(SENSORS)).float()
     y = torch.from_numpy(SENSORS).float()[:, None]
@@ -176,9 +164,4 @@ def training_task(
         start: Tensor = coefficients @ trunk[0]
         return equation.square().mean() + start.square().mean()
 
-    def error() -> float:
-        with torch.no_grad():
-            difference = model.on_grid(h_test, y) - s_test
-            return float((difference.norm(dim=1) / s_test.norm(dim=1)).mean())
-
-    return TrainingTask(model=model, loss=loss, error=error)
+    return TrainingTask(model=model, loss=loss, error=mean_error(model, h_test, y, s_test))

@@ -7,30 +7,20 @@ points against the Cole-Hopf solution, which is exact to 1e-13.
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lsr_hpc.derivatives import along, value_and_two_along
-from lsr_hpc.models import MLP
-from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ResidualBlock, as_tensor
-from lsr_hpc.problems.arguments import check_range, check_seed, trained
+from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.problems.burgers_reference import burgers_wave
-from lsr_hpc.sampling import stream_of_round, uniform_rows
-from lsr_hpc.settings import TrainingSettings
-from lsr_hpc.training import TrainingTask
+from lsr_hpc.problems.physics_informed import Box, Draws, PhysicsInformed, initial_and_periodic
 
 __all__ = ["VISCOSITY", "advection", "build", "training_task"]
 
 VISCOSITY = 0.01 / np.pi
-_STREAM_INTERIOR = 51
-_STREAM_INITIAL = 52
-_STREAM_PERIODIC = 53
-_STREAM_ALIGNMENT = 54
-# Points of alignment by points of the equation.
-_DENSER = 2
 
 
 def advection(u: Field, x: Tensor) -> Tensor:
@@ -47,153 +37,33 @@ def advection(u: Field, x: Tensor) -> Tensor:
     return along(u, x, 1) + value * u_x - VISCOSITY * u_xx
 
 
-def _initial(u: Field, x: Tensor, start: Tensor) -> Tensor:
-    return u(x) - start
-
-
-def _periodic(u: Field, right: Tensor, left: Tensor) -> Tensor:
-    return u(right) - u(left)
-
-
-def _periodic_slope(u: Field, right: Tensor, left: Tensor) -> Tensor:
-    return along(u, right, 0) - along(u, left, 0)
-
-
-def _uniform(seed: int, stream: int, n: int, columns: int) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(uniform_rows(seed, stream, 0, n, columns)))
-
-
-def _model_spec(width: int, depth: int) -> ModelSpec:
-    # x is uniform on [-1, 1] and t on [0, 1].
-    arguments = {
-        "widths": [2] + [width] * depth + [1],
-        "input_mean": [0.0, 0.5],
-        "input_std": [float(np.sqrt(1 / 3)), float(np.sqrt(1 / 12))],
-    }
-    return ModelSpec(architecture="mlp", arguments=arguments)
-
-
-def _interior_points(n: int, seed: int, stream: int) -> Tensor:
-    points = _uniform(seed, stream, n, 2)
-    points[:, 0] = 2 * points[:, 0] - 1
-    return points
-
-
-def _blocks(points: int, side_points: int, weight: float, seed: int, round_: int) -> list[ResidualBlock]:
-    """The residual on the points of a round."""
-    interior = _interior_points(points, seed, stream_of_round(_STREAM_INTERIOR, round_))
-    x0 = 2 * _uniform(seed, stream_of_round(_STREAM_INITIAL, round_), side_points, 1) - 1
-    t = _uniform(seed, stream_of_round(_STREAM_PERIODIC, round_), side_points, 1)
-    right, left = (torch.cat([torch.full_like(t, side), t], dim=1) for side in (1.0, -1.0))
+def _blocks(draws: Draws, points: int, side_points: int, weight: float) -> list[ResidualBlock]:
+    initial, periodic = initial_and_periodic(
+        draws, side_points, weight, lambda x: -torch.sin(torch.pi * x[:, :1])
+    )
     return [
-        ResidualBlock(name="pde", residual=advection, points=interior),
-        ResidualBlock(
-            name="initial",
-            residual=_initial,
-            points=torch.cat([x0, torch.zeros_like(x0)], dim=1),
-            data=(-torch.sin(torch.pi * x0),),
-            weight=weight,
-        ),
-        ResidualBlock(name="periodic", residual=_periodic, points=right, data=(left,), weight=weight),
-        ResidualBlock(
-            name="periodic_slope", residual=_periodic_slope, points=right, data=(left,), weight=weight
-        ),
+        ResidualBlock(name="pde", residual=advection, points=draws.interior(points)),
+        initial,
+        periodic,
+        replace(periodic, name="periodic_slope", residual=_jump_of_slope),
     ]
 
 
-def _problem(model: MLP, spec: ModelSpec, points: int, side_points: int, weight: float, seed: int) -> Problem:
-    resample = partial(_blocks, points, side_points, weight, seed)
-    blocks = resample(0)
-    inside = _interior_points(_DENSER * points, seed, _STREAM_ALIGNMENT)
-    _, initial, periodic, _ = blocks
-    sides = [initial.points, periodic.points, *periodic.data]
-    grid = torch.cartesian_prod(
-        torch.linspace(-1, 1, 257, dtype=torch.float64), torch.linspace(0, 1, 101, dtype=torch.float64)
-    )
-    x_grid, t_grid = grid.numpy().T
-    reference = torch.from_numpy(burgers_wave(x_grid, t_grid, VISCOSITY))[:, None]
-    return Problem(
-        name="burgers2d",
-        model=model,
-        model_spec=spec,
-        blocks=blocks,
-        evaluation=Evaluation(inputs=(grid,), reference=reference),
-        alignment_points=torch.cat([inside, *map(as_tensor, sides)]),
-        resample=resample,
-    )
+def _jump_of_slope(u: Field, right: Tensor, left: Tensor) -> Tensor:
+    return along(u, right, 0) - along(u, left, 0)
 
 
-def _check(width: int, depth: int, points: int, side_points: int, weight: float, seed: int) -> None:
-    check_range("width", width, 1, 100_000)
-    check_range("depth", depth, 1, 1000)
-    check_range("points", points, 1, 10**7)
-    check_range("side_points", side_points, 1, 10**7)
-    check_range("weight", weight, 0.0, 1e12)
-    check_seed(seed)
+def _solution(x: Tensor) -> Tensor:
+    return torch.from_numpy(burgers_wave(x[:, 0].numpy(), x[:, 1].numpy(), VISCOSITY))[:, None]
 
 
-def build(
-    weights: dict[str, Tensor],
-    *,
-    width: int = 128,
-    depth: int = 6,
-    points: int = 20_000,
-    side_points: int = 1000,
-    weight: float = 1.0,
-    seed: int = 0,
-) -> Problem:
-    """Build the problem from trained weights.
-
-    Args:
-        weights: State of the network.
-        width: Width of the hidden layers.
-        depth: Number of hidden layers.
-        points: Random points of the equation.
-        side_points: Random points of each side condition: initial values, periodic u, periodic u_x.
-        weight: Weight of each side condition in the loss; the equation has weight 1.
-        seed: Seed of the points.
-
-    Returns:
-        The problem.
-
-    Raises:
-        ArgumentError: If an argument is out of range, or the weights do not fit the network.
-    """
-    _check(width, depth, points, side_points, weight, seed)
-    spec = _model_spec(width, depth)
-    model = trained(lambda: MLP(**spec.arguments), weights, f"width = {width}, depth = {depth}")
-    return _problem(model, spec, points, side_points, weight, seed)
-
-
-def training_task(
-    settings: TrainingSettings,
-    *,
-    width: int = 128,
-    depth: int = 6,
-    points: int = 20_000,
-    side_points: int = 1000,
-    weight: float = 1.0,
-    seed: int = 0,
-) -> TrainingTask:
-    """Physics-informed training on the same loss, float64.
-
-    Args:
-        settings: Training settings; ``batch_size`` counts points of every block that has more.
-        width: Width of the hidden layers.
-        depth: Number of hidden layers.
-        points: Random points of the equation.
-        side_points: Random points of each side condition.
-        weight: Weight of each side condition in the loss.
-        seed: Seed of the points.
-
-    Returns:
-        The task.
-
-    Raises:
-        ArgumentError: If an argument is out of range.
-    """
-    _check(width, depth, points, side_points, weight, seed)
-    torch.manual_seed(settings.seed)
-    spec = _model_spec(width, depth)
-    problem = _problem(MLP(**spec.arguments), spec, points, side_points, weight, seed)
-    return TrainingTask.of(problem, settings)
+_PROBLEM = PhysicsInformed(
+    name="burgers2d",
+    box=Box((-1.0, 0.0), (1.0, 1.0)),
+    stream=51,
+    sides=2,
+    blocks=_blocks,
+    solution=_solution,
+    grid=(257, 101),
+)
+build, training_task = _PROBLEM.build, _PROBLEM.training_task

@@ -13,21 +13,18 @@ finer grid; errors are taken on 101 x 101 points.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lsr_hpc.derivatives import along, value_and_along, value_and_two_along
-from lsr_hpc.models import BoundDeepONet, DeepONet
-from lsr_hpc.problem import Evaluation, Field, ModelSpec, Problem, ProblemFamily, ResidualBlock
-from lsr_hpc.problems.arguments import check_range, check_seed, trained
+from lsr_hpc.derivatives import along, value_and_two_along
+from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.problems.burgers_reference import burgers_spectrum, sum_of_waves
-from lsr_hpc.sampling import gaussian_rows, uniform_rows
-from lsr_hpc.settings import TrainingSettings
-from lsr_hpc.training import TrainingTask, draw_batch
+from lsr_hpc.problems.operator_learning import OperatorProblem, PointDraws
+from lsr_hpc.sampling import gaussian_rows
 
 __all__ = ["VISCOSITY", "advection", "build", "initial_values", "reference", "training_task"]
 
@@ -35,13 +32,7 @@ Array = NDArray[np.float64]
 VISCOSITY = 0.01
 INITIAL_WEIGHT = 20.0
 SENSORS = np.linspace(0.0, 1.0, 101)
-# Functions below this number are for training, those from here on for tests.
-FIRST_TEST_FUNCTION = 100_000
 _STREAM_FUNCTIONS = 61
-_STREAM_INTERIOR = 62
-_STREAM_PERIODIC = 63
-_STREAM_TRAINING_INTERIOR = 64
-_STREAM_TRAINING_PERIODIC = 65
 # Waves of the initial values: the last has an amplitude of 3e-8.
 _WAVES = 64
 
@@ -93,7 +84,7 @@ def advection(u: Field, y: Tensor) -> Tensor:
         y: Points (t, x), shape (n, 2).
 
     Returns:
-        u_t + u u_x - nu u_xx, shape (n, 1).
+        u_t + u u_x - nu u_xx, shape (n, i).
     """
     value, u_x, u_xx = value_and_two_along(u, y, 1)
     return along(u, y, 0) + value * u_x - VISCOSITY * u_xx
@@ -111,168 +102,44 @@ def _periodic_slope(u: Field, right: Tensor, left: Tensor) -> Tensor:
     return along(u, right, 1) - along(u, left, 1)
 
 
-def _operator_arguments(width: int, depth: int) -> dict[str, Any]:
-    return {
-        "branch": [len(SENSORS)] + [width] * depth,
-        "trunk": [2] + [width] * depth,
-        "modified": True,
-    }
+@dataclass(frozen=True)
+class _Starts:
+    """Initial functions with their solutions."""
+
+    numbers: range
+    seed: int
+
+    def at(self, x: Array) -> Array:
+        return initial_values(self.numbers, self.seed, x)
+
+    def solutions(self) -> Array:
+        return reference(self.numbers, self.seed)
 
 
-def _check_common(width: int, depth: int, seed: int) -> None:
-    check_range("width", width, 1, 100_000)
-    check_range("depth", depth, 2, 1000)
-    check_seed(seed)
+def _blocks(starts: _Starts, draws: PointDraws) -> list[ResidualBlock]:
+    start = torch.from_numpy(np.stack([np.zeros_like(SENSORS), SENSORS], axis=1))
+    [t] = draws.sides(1)
+    right, left = (torch.cat([t, torch.full_like(t, side)], dim=1) for side in (1.0, 0.0))
+    return [
+        ResidualBlock(
+            name="initial",
+            residual=_initial,
+            points=start,
+            data=(torch.from_numpy(starts.at(SENSORS)).T,),
+            weight=INITIAL_WEIGHT,
+        ),
+        ResidualBlock(name="periodic", residual=_periodic, points=right, data=(left,)),
+        ResidualBlock(name="periodic_slope", residual=_periodic_slope, points=right, data=(left,)),
+        ResidualBlock(name="pde", residual=advection, points=draws.interior()),
+    ]
 
 
-def _grid() -> Tensor:
-    """The 101 x 101 points (t, x) of the reference, time by time."""
-    axis = torch.from_numpy(SENSORS)
-    return torch.cartesian_prod(axis, axis)
-
-
-def _uniform(seed: int, stream: int, first: int, n: int, columns: int) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(uniform_rows(seed, stream, first, first + n, columns)))
-
-
-def _sides(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (t, 1) and (t, 0) of times (n, 1)."""
-    return torch.cat([t, torch.ones_like(t)], dim=1), torch.cat([t, torch.zeros_like(t)], dim=1)
-
-
-def build(
-    weights: dict[str, Tensor],
-    *,
-    instances: int = 10,
-    points: int = 2000,
-    side_points: int = 100,
-    width: int = 50,
-    depth: int = 4,
-    seed: int = 7,
-) -> ProblemFamily:
-    """One problem per unseen initial function.
-
-    Args:
-        weights: State of the trained DeepONet.
-        instances: Number of unseen functions.
-        points: Random points of the equation, others for each function.
-        side_points: Random times of the periodic conditions, others for each function.
-        width: Width of branch and trunk.
-        depth: Layers of branch and trunk, at least 2.
-        seed: Seed of functions and points.
-
-    Returns:
-        The family of instances.
-
-    Raises:
-        ArgumentError: If an argument is out of range, or the weights do not fit ``width`` and ``depth``.
-    """
-    _check_common(width, depth, seed)
-    check_range("instances", instances, 1, 10_000)
-    check_range("points", points, 1, 10**7)
-    check_range("side_points", side_points, 1, 10**7)
-    arguments = _operator_arguments(width, depth)
-    operator = trained(lambda: DeepONet(**arguments), weights, f"width = {width}, depth = {depth}")
-    at_sensors = torch.from_numpy(
-        initial_values(range(FIRST_TEST_FUNCTION, FIRST_TEST_FUNCTION + instances), seed, SENSORS)
-    )
-    start = _grid()[: len(SENSORS)]
-
-    def instance(i: int) -> Problem:
-        solution = reference(range(FIRST_TEST_FUNCTION + i, FIRST_TEST_FUNCTION + i + 1), seed)
-        right, left = _sides(_uniform(seed, _STREAM_PERIODIC, i * side_points, side_points, 1))
-        return Problem(
-            name=f"burgers_operator {i}",
-            model=BoundDeepONet(operator, at_sensors[i]),
-            model_spec=ModelSpec(architecture="bound_deeponet", arguments={"operator": arguments}),
-            blocks=[
-                ResidualBlock(
-                    name="initial",
-                    residual=_initial,
-                    points=start,
-                    data=(at_sensors[i][:, None],),
-                    weight=INITIAL_WEIGHT,
-                ),
-                ResidualBlock(name="periodic", residual=_periodic, points=right, data=(left,)),
-                ResidualBlock(name="periodic_slope", residual=_periodic_slope, points=right, data=(left,)),
-                ResidualBlock(
-                    name="pde",
-                    residual=advection,
-                    points=_uniform(seed, _STREAM_INTERIOR, i * points, points, 2),
-                ),
-            ],
-            evaluation=Evaluation(inputs=(_grid(),), reference=torch.from_numpy(solution.reshape(-1, 1))),
-        )
-
-    return ProblemFamily(name="burgers_operator", n_instances=instances, instance=instance)
-
-
-def training_task(
-    settings: TrainingSettings,
-    *,
-    functions: int = 300,
-    points: int = 1000,
-    side_points: int = 100,
-    width: int = 50,
-    depth: int = 4,
-    seed: int = 7,
-    test_functions: int = 50,
-) -> TrainingTask:
-    """Physics-informed training on the same loss, no solution data; float64.
-
-    All functions share one set of points, so that the trunk is evaluated once in each step.
-
-    Args:
-        settings: Training settings; ``batch_size`` counts functions.
-        functions: Number of training functions.
-        points: Random points of the equation.
-        side_points: Random times of the periodic conditions.
-        width: Width of branch and trunk.
-        depth: Layers of branch and trunk, at least 2.
-        seed: Seed of functions and points.
-        test_functions: Unseen functions for the reported error.
-
-    Returns:
-        The task.
-
-    Raises:
-        ArgumentError: If an argument is out of range.
-    """
-    _check_common(width, depth, seed)
-    check_range("functions", functions, 1, FIRST_TEST_FUNCTION // 2)
-    check_range("points", points, 1, 10**6)
-    check_range("side_points", side_points, 1, 10**6)
-    check_range("test_functions", test_functions, 1, 10_000)
-    check_range("batch_size", settings.batch_size or 1, 1, functions)
-    torch.manual_seed(settings.seed)
-    model = DeepONet(**_operator_arguments(width, depth)).double()
-    a = torch.from_numpy(initial_values(range(functions), seed, SENSORS))
-    interior = _uniform(seed, _STREAM_TRAINING_INTERIOR, 0, points, 2)
-    sides = _sides(_uniform(seed, _STREAM_TRAINING_PERIODIC, 0, side_points, 1))
-    # Test functions of another number range than those that the job refines.
-    unseen = range(FIRST_TEST_FUNCTION // 2, FIRST_TEST_FUNCTION // 2 + test_functions)
-    a_test = torch.from_numpy(initial_values(unseen, seed, SENSORS))
-    u_test = torch.from_numpy(reference(unseen, seed)).flatten(1)
-    grid = _grid()
-
-    def loss(generator: torch.Generator) -> Tensor:
-        batch = a[draw_batch(functions, settings, generator)]
-        coefficients = model.branch(batch)
-        # Trunk outputs and their derivatives, (n, q), become fields of all functions, (i, n).
-        value, x, xx = (coefficients @ phi.T for phi in value_and_two_along(model.trunk, interior, 1))
-        t = coefficients @ along(model.trunk, interior, 0).T
-        right, left = (value_and_along(model.trunk, side, 1) for side in sides)
-        jumps = [coefficients @ (r - s).T for r, s in zip(right, left, strict=True)]
-        start = coefficients @ model.trunk(grid[: len(SENSORS)]).T - batch
-        equation = t + value * x - VISCOSITY * xx
-        total: Tensor = INITIAL_WEIGHT * start.square().mean() + equation.square().mean()
-        for jump in jumps:
-            total = total + jump.square().mean()
-        return total
-
-    def error() -> float:
-        with torch.no_grad():
-            difference = model.on_grid(a_test, grid) - u_test
-            return float((difference.norm(dim=1) / u_test.norm(dim=1)).mean())
-
-    return TrainingTask(model=model, loss=loss, error=error)
+_PROBLEM = OperatorProblem(
+    name="burgers_operator",
+    sensors=SENSORS,
+    modified=True,
+    functions=_Starts,
+    stream=62,
+    blocks=_blocks,
+)
+build, training_task = _PROBLEM.build, _PROBLEM.training_task

@@ -12,9 +12,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lsr_hpc.problems.arguments import ArgumentError
 from lsr_hpc.sampling import gaussian_rows
 
-__all__ = ["InterpolatedProcess", "SpectralProcess"]
+__all__ = ["PROCESSES", "InputProcess", "InterpolatedProcess", "SpectralProcess", "check_process"]
 
 Array = NDArray[np.float64]
 _STREAM_FUNCTIONS = 11
@@ -69,6 +70,23 @@ class SpectralProcess:
         primitive: Array = self.cosine @ waves[0] + self.sine @ waves[1]
         return primitive
 
+    def second_primitive(self, x: Array) -> Array:
+        """Integral of the primitive from 0 to x, exact.
+
+        Args:
+            x: Points, shape (n,).
+
+        Returns:
+            Shape (i, n).
+        """
+        w = self.frequencies[1:, np.newaxis]
+        waves = (
+            np.vstack([x**2 / 2, (1 - np.cos(w * x)) / w**2]),
+            np.vstack([np.zeros_like(x), (x - np.sin(w * x) / w) / w]),
+        )
+        primitive: Array = self.cosine @ waves[0] + self.sine @ waves[1]
+        return primitive
+
 
 class InterpolatedProcess:
     """Draws of the process at 512 equispaced points, linear between, plus noise of variance 1e-10.
@@ -109,11 +127,59 @@ class InterpolatedProcess:
         Returns:
             Shape (i, n).
         """
+        d, cell, left, slope = self._pieces(x)
+        values: Array = self._at_grid(1)[:, cell] + left * d + slope * d**2 / 2
+        return values
+
+    def second_primitive(self, x: Array) -> Array:
+        """Integral of the primitive from 0 to x, exact.
+
+        Args:
+            x: Points in [0, 1], shape (n,).
+
+        Returns:
+            Shape (i, n).
+        """
+        d, cell, left, slope = self._pieces(x)
+        once, twice = self._at_grid(1)[:, cell], self._at_grid(2)[:, cell]
+        values: Array = twice + once * d + left * d**2 / 2 + slope * d**3 / 6
+        return values
+
+    def _pieces(self, x: Array) -> tuple[Array, NDArray[np.int64], Array, Array]:
+        """Distance from the grid point before, its number, the value there, and the slope behind it."""
         dx = self.grid[1]
-        whole = np.zeros_like(self.values)
-        whole[:, 1:] = np.cumsum(0.5 * dx * (self.values[:, 1:] + self.values[:, :-1]), axis=1)
         cell = np.clip((x / dx).astype(int), 0, len(self.grid) - 2)
-        d = x - self.grid[cell]
-        left, right = self.values[:, cell], self.values[:, cell + 1]
-        primitive: Array = whole[:, cell] + left * d + (right - left) * d**2 / (2 * dx)
-        return primitive
+        left = self.values[:, cell]
+        return x - self.grid[cell], cell, left, (self.values[:, cell + 1] - left) / dx
+
+    def _at_grid(self, times: int) -> Array:
+        """First or second primitive at the grid points."""
+        dx = self.grid[1]
+        left, right = self.values[:, :-1], self.values[:, 1:]
+        once = np.zeros_like(self.values)
+        once[:, 1:] = np.cumsum(dx * (left + right) / 2, axis=1)
+        if times == 1:
+            return once
+        twice = np.zeros_like(self.values)
+        twice[:, 1:] = np.cumsum(dx * once[:, :-1] + dx**2 * (2 * left + right) / 6, axis=1)
+        return twice
+
+
+InputProcess = SpectralProcess | InterpolatedProcess
+PROCESSES: dict[str, type[InputProcess]] = {
+    "interpolated": InterpolatedProcess,
+    "spectral": SpectralProcess,
+}
+
+
+def check_process(forcing: str) -> None:
+    """Refuse an unknown way to sample.
+
+    Args:
+        forcing: Its name.
+
+    Raises:
+        ArgumentError: If it is none of :data:`PROCESSES`.
+    """
+    if forcing not in PROCESSES:
+        raise ArgumentError("forcing", f"= {forcing!r}: use one of {', '.join(map(repr, PROCESSES))}")

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsr_hpc.comm import on_first
+from lsr_hpc.dense_svd import dense_svd
 from lsr_hpc.errors import AccuracyError
 from lsr_hpc.jacobian.operator import DistributedJacobian
 from lsr_hpc.jacobian.petsc_matrix import jacobian_matrix
@@ -208,7 +209,7 @@ def _orthonormalise(comm: MPI.Comm, directions: Any, factor: Any, block: slice) 
             "J^T r0, or J^T J times it, holds NaN or Inf: check the model's derivatives at the points",
             on_every_rank=True,
         )
-    rotation, left = on_first(comm, lambda: np.linalg.svd(np.triu(r[block, block]))[:2])
+    rotation, left = on_first(comm, lambda: dense_svd(np.triu(r[block, block]))[:2])
     kept = int(np.sum(left > _NOISE * largest))
     if block.start == 0:
         kept = max(kept, 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from lsr_hpc.comm import on_first
+from lsr_hpc.dense_svd import dense_svd
 from lsr_hpc.jacobian.operator import DistributedJacobian
 from lsr_hpc.sampling import gaussian_rows, uniform_rows
 from lsr_hpc.subspace.basis import Basis, check_orthonormal
@@ -61,7 +62,7 @@ def range_finder_basis(
     b_local = jacobian.jtu(q_local)
     # Step 4: SVD of B^T. B = Q_B R_B first, so that only a b x b SVD is needed, equal on all ranks.
     qb_local, r_b = orthonormalise(comm, b_local, orthogonalization)
-    left, sigma = on_first(comm, lambda: np.linalg.svd(r_b)[:2])
+    left, sigma = on_first(comm, lambda: dense_svd(r_b)[:2])
     v_local = np.ascontiguousarray(left[:, :rank].T @ qb_local)
     return Basis(
         v_local,

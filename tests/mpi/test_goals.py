@@ -109,6 +109,29 @@ def test_burgers_operator_small(lsr, tmp_path):
     assert_training_residual_never_rises(result)
 
 
+@pytest.mark.parametrize(
+    ("job", "published"), [("convection", 1.94e-3), ("reaction", 9.92e-3), ("wave", 1.27e-2)]
+)
+def test_error_is_a_tenth_of_what_a_second_order_refiner_is_published_with(lsr, tmp_path, job, published):
+    """Nystrom-preconditioned Newton-CG behind Adam and L-BFGS (arXiv:2402.01868), networks of full size."""
+    result = refine(lsr, tmp_path / "run", f"jobs/{job}.toml", "--preset", "small")
+    assert result["params"] == 5_301
+    assert result["error"]["before"] > 1e-2
+    assert result["error"]["after"] <= 0.1 * published
+    assert_training_residual_never_rises(result)
+    # Only the reaction is nonlinear in u.
+    assert (result["checks"]["resolve_steps"] > 0) == (job == "reaction")
+
+
+def test_diffusion_reaction_small(lsr, tmp_path):
+    result = refine(lsr, tmp_path / "run", "jobs/diffusion_reaction.toml", "--preset", "small")
+    assert len(result["instances"]) == 3
+    assert result["error"]["before"] >= 2e-2
+    assert result["error"]["after"] <= 5e-5
+    assert all(i["checks"]["resolve_steps"] > 0 for i in result["instances"])
+    assert_training_residual_never_rises(result)
+
+
 @pytest.mark.slow
 def test_antiderivative_full_size(lsr, tmp_path):
     result = refine(lsr, tmp_path / "run", "jobs/antiderivative.toml")

@@ -155,7 +155,8 @@ def test_every_round_has_points_of_its_own_by_seed_round_and_global_number_alone
 def test_alignment_points_are_denser_and_reach_all_sides() -> None:
     points = as_tensor(small(points=40, side_points=9).alignment_points)
 
-    assert points.shape == (2 * 40 + 3 * 9, 2)
+    assert points.shape == (2 * 40 + 4 * 9, 2)
     assert bool((points[:80].abs() < 1).all())
-    assert bool((points[80:89, 1] == 0).all())
-    assert points[89:, 0].tolist() == [1.0] * 9 + [-1.0] * 9
+    assert points[80:98, 0].tolist() == [-1.0] * 9 + [1.0] * 9
+    assert points[98:, 1].tolist() == [0.0] * 9 + [1.0] * 9
+    assert not set(points[:80, 0].tolist()) & set(as_tensor(small().blocks[0].points)[:, 0].tolist())

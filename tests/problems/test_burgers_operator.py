@@ -143,17 +143,16 @@ def test_residuals_see_each_term() -> None:
 
 def test_training_minimises_the_loss_of_the_residual_blocks() -> None:
     """The batched loss of one step against residual blocks evaluated function by function."""
-    settings = TrainingSettings(steps=1, batch_size=3)
+    settings = TrainingSettings(steps=1)
     sizes = {"points": 20, "side_points": 6, "width": 6, "depth": 3}
     task = training_task(settings, functions=5, test_functions=1, **sizes)
     task.model.load_state_dict(network().state_dict())
-    loss = task.loss(torch.Generator().manual_seed(4)).item()
+    loss = task.loss(torch.Generator()).item()
 
-    functions = torch.randint(5, (3,), generator=torch.Generator().manual_seed(4))
     # Streams of points of their own: the training sees none of those that the refinement fits.
     y, t = (torch.from_numpy(uniform_rows(7, 64 + k, 0, n, 2 - k)) for k, n in enumerate((20, 6)))
     sensors = np.linspace(0, 1, 101)
-    a = torch.from_numpy(initial_values(range(5), 7, sensors))[functions]
+    a = torch.from_numpy(initial_values(range(5), 7, sensors))
     operator = network().double()
     right, left = (torch.cat([t, torch.full_like(t, side)], dim=1) for side in (1.0, 0.0))
     start = torch.from_numpy(np.stack([0 * sensors, sensors], axis=1))
@@ -169,7 +168,7 @@ def test_training_minimises_the_loss_of_the_residual_blocks() -> None:
             (u(right) - u(left)).square().mean(),
             (along(u, right, 1) - along(u, left, 1)).square().mean(),
         ]
-        expected += sum(s.item() for s in squares) / 3
+        expected += sum(s.item() for s in squares) / 5
     assert loss == pytest.approx(expected, rel=1e-12)
 
 
