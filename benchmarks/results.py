@@ -1,4 +1,4 @@
-"""The shipped jobs, refined by their own command, beside the published figures: ``docs/results.md``.
+"""The shipped jobs, refined by their own command, beside the published figures.
 
 Every row is one run of `lsr-hpc refine` with the committed start; nothing in the table is typed except what
 others have published. A run that is there already, of the same job and start, is read and not repeated, so
