@@ -215,7 +215,7 @@ def draw(record: Record, figure: Any) -> None:
     gains.set(xscale="log", xlabel="relative L2 error")
     gains.set_yticks(range(len(rows)), [r["arm"] for r in reversed(rows)])
     gains.grid(axis="x", alpha=0.3)
-    gains.legend(fontsize="small", loc="upper left")
+    gains.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     for row in rows:
         ranks.loglog(*zip(*row["curve"], strict=True), label=row["arm"])
     ranks.set(xlabel="rank, scanned on fitted rows", ylabel="relative L2 error")

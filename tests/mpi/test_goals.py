@@ -124,7 +124,7 @@ def test_error_is_a_tenth_of_what_a_second_order_refiner_is_published_with(lsr, 
 
 
 def test_diffusion_reaction_small(lsr, tmp_path):
-    """Published: 5.71e-4, of networks of this size. The corner where u_t jumps sets the pace at which rank pays."""
+    """Published: 5.71e-4, of such networks. The corner where u_t jumps sets the pace at which rank pays."""
     result = refine(lsr, tmp_path / "run", "jobs/diffusion_reaction.toml", "--preset", "small")
     assert len(result["instances"]) == 3
     assert result["error"]["before"] >= 2e-2
