@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -242,3 +243,22 @@ def test_checkpoints_are_verified_without_torch_and_mpi(run_directory) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_missing_files_of_steps_are_noticed(run_directory, capsys) -> None:
+    attempt = run_directory / "steps" / "instance-0000" / "round-0000" / "attempt-1"
+    event = {"event": "step", "instance": 0, "round": 0, "attempt": 1, "status": "done"}
+    (run_directory / "metrics.jsonl").write_text(f"{json.dumps(event)}\nnot JSON\n")
+    assert verify(run_directory, capsys)[0] == 0
+    for name in ("result.json", "spec.json"):
+        content = (attempt / name).read_bytes()
+        (attempt / name).unlink()
+        code, lines = verify(run_directory, capsys)
+        assert code == 70
+        assert [line.split()[1] for line in lines if line.startswith("damaged ")] == [
+            f"steps/instance-0000/round-0000/attempt-1/{name}"
+        ]
+        (attempt / name).write_bytes(content)
+    # Killed before its ranks had anything to do.
+    (attempt.parent / "attempt-2").mkdir()
+    assert verify(run_directory, capsys)[0] == 0

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lsr_hpc.console import say
 from lsr_hpc.errors import ExitCode, JobError
 from lsr_hpc.integrity import MANIFEST, Fault, digest_fault, file_fault, read_seal, read_signed
+from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.publish import RUN_MARKER, RUNNING, unfinished
 
 __all__ = ["run"]
 
 _IDENTITY = "run.json"
+_SPEC = "spec.json"
+# How a step ends that leaves a result.
+_WITH_RESULT = {"done", "yielded", "diverged"}
 _JOB = "job.toml"
 _CAMPAIGN = "campaign.json"
 _PREDICTOR = "predictor"
@@ -140,14 +147,41 @@ def _run_units(directory: Path) -> Iterator[_Unit]:
     yield _job_unit(directory / _JOB, job_sha256)
     for instance in sorted((directory / _CHECKPOINTS).glob("instance-*")):
         yield from _checkpoint_units(instance, job_sha256)
-    for name in ("spec.json", RUN_MARKER, "crash.rank-*.json"):
+    for name in (_SPEC, RUN_MARKER, "crash.rank-*.json"):
         for path in sorted((directory / "steps").glob(f"*/*/*/{name}")):
             content = read_signed(path)
             relative = path.relative_to(directory).as_posix()
             yield _unit(relative, content if isinstance(content, Fault) else None)
+    for path in sorted(_missing_of_steps(directory)):
+        yield _Unit(path.relative_to(directory).as_posix(), _DAMAGED, "is missing")
     yield from _delivered_units(directory)
     if (directory / _PREDICTOR).exists():
         yield _predictor_unit(directory / _PREDICTOR)
+
+
+def _missing_of_steps(directory: Path) -> Iterator[Path]:
+    """Specifications of attempts that were begun, and results of those that are noted as ended well."""
+    for attempt in (directory / "steps").glob("*/*/*"):
+        if not (attempt / _SPEC).exists() and any(attempt.iterdir()):
+            yield attempt / _SPEC
+    for event in _events(directory / "metrics.jsonl"):
+        if event.get("event") == "step" and event.get("status") in _WITH_RESULT:
+            found = [event.get(key) for key in ("instance", "round", "attempt")]
+            numbers = [number for number in found if isinstance(number, int)]
+            if len(numbers) == len(found):
+                path = RunLayout(directory).attempt(*numbers).result
+                if not path.exists():
+                    yield path
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    """Events that can be read; they are a hint, and what has no digest is not judged."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for line in lines:
+        with suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict):
+                yield event
 
 
 def _delivered_units(directory: Path) -> Iterator[_Unit]:

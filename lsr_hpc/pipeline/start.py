@@ -347,6 +347,11 @@ class _ToStandardOutput(logging.Handler):
         say(self.format(record))
 
 
+class _ToFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: on a full disk the run itself says so, and what is logged is printed as well."""
+
+
 @contextmanager
 def logging_to(path: Path, level: int = logging.INFO) -> Iterator[None]:
     """Log to standard output and to a file; what Dask complains about goes to the file alone.
@@ -359,7 +364,7 @@ def logging_to(path: Path, level: int = logging.INFO) -> Iterator[None]:
         Nothing.
     """
     path.parent.mkdir(exist_ok=True)
-    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file = _ToFile(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_output = _ToStandardOutput()
     to_output.setLevel(level)

@@ -22,6 +22,7 @@ from lsr_hpc.pipeline.layout import AttemptFiles, RunLayout
 from lsr_hpc.pipeline.lease import Lease, take
 from lsr_hpc.pipeline.spec import StepResult, StepSpec, read_spec, write_result
 from lsr_hpc.progress import LiveProgress
+from lsr_hpc.publish import publish_file
 from lsr_hpc.store import write_manifest
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ def _end_all_ranks(comm: MPI.Comm, files: AttemptFiles, error: BaseException) ->
     }
     print(f"{where}: {cause}; all ranks are ended", file=sys.stderr, flush=True)
     try:
-        write_manifest(files.crash(comm.rank), crash)
+        with publish_file(files.crash(comm.rank)) as temporary:
+            write_manifest(temporary, crash)
     except OSError as problem:
         print(f"no crash file: {problem}", file=sys.stderr, flush=True)
     # A moment for the message to travel before the launcher tears the pipes down.

@@ -73,12 +73,15 @@ def main() -> int:
         "stopped": _interrupted(home / "stopped", lambda run: _stop(run)),
         "killed": _interrupted(home / "killed", lambda run: run.end()),
     }
+    # What is compared with is never damaged.
+    intact = TormentedRun(home / "intact", JOB)
+    shutil.copytree(runs["finished"].layout.root, intact.layout.root)
     counts = {name: Count() for name in runs}
     for number in range(options.changes):
         rng = random.Random(f"{options.seed}-{number}")
         name = list(runs)[number % len(runs)]
         does_resume = number // len(runs) % options.resume_every == 0
-        _one_change(runs[name], runs["finished"], rng, counts[name], does_resume=does_resume)
+        _one_change(runs[name], intact, rng, counts[name], does_resume=does_resume)
     faults = [fault for count in counts.values() for fault in count.faults]
     print(f"\n{options.changes} changes, {time.monotonic() - began:.0f} s; faults: {len(faults)}\n")
     print(_table(counts))
@@ -117,12 +120,12 @@ def _stop(run: TormentedRun) -> None:
 
 
 def _one_change(
-    run: TormentedRun, finished: TormentedRun, rng: random.Random, count: Count, *, does_resume: bool
+    run: TormentedRun, intact: TormentedRun, rng: random.Random, count: Count, *, does_resume: bool
 ) -> None:
     root = run.layout.root
     path = rng.choice([path for path in sorted(root.rglob("*")) if path.is_file()])
-    intact = path.read_bytes()
-    kind, changed = damaged(intact, rng)
+    content = path.read_bytes()
+    kind, changed = damaged(content, rng)
     what = f"{path.relative_to(root)} of the {root.name} run {kind}"
     if changed is None:
         path.unlink()
@@ -143,9 +146,9 @@ def _one_change(
             else:
                 count.faults.append(f"{what}: passed by predict")
         if does_resume:
-            _resume(run, finished, path, what, count)
+            _resume(run, intact, path, what, count)
     finally:
-        path.write_bytes(intact)
+        path.write_bytes(content)
 
 
 def damaged(content: bytes, rng: random.Random) -> tuple[str, bytes | None]:
@@ -210,7 +213,7 @@ def _is_refused(root: Path) -> bool:
     return code == 2 and not output.exists()
 
 
-def _resume(run: TormentedRun, finished: TormentedRun, path: Path, what: str, count: Count) -> None:
+def _resume(run: TormentedRun, intact: TormentedRun, path: Path, what: str, count: Count) -> None:
     """Type the command again in a copy of the directory."""
     root = run.layout.root
     copy = TormentedRun(root.with_name(f"{root.name}-copy"), JOB)
@@ -221,7 +224,7 @@ def _resume(run: TormentedRun, finished: TormentedRun, path: Path, what: str, co
         code = copy.controller.wait(_RESUME_LIMIT_S)
         text = copy.output.read_text(errors="replace")
         count.resumes += 1
-        if code == 0 and largest_difference(finished, copy) == 0.0:
+        if code == 0 and largest_difference(intact, copy) == 0.0:
             count.equal += 1
         elif code in {2, 70} and path.name in text and "Traceback" not in text:
             count.declined += 1
