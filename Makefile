@@ -50,8 +50,9 @@ test: lint  ## lint, then all tests but the slow ones (starts MPI ranks by itsel
 test-slow: env  ## the full-size runs, several minutes each
 	$(PYTHON) -m pytest -m slow
 
-torture: env  ## kill runs at random moments, 100 times, and compare with an undisturbed one; about an hour
+torture: env  ## kill runs at random moments, 100 times, and damage their files, 1,000 times; about an hour
 	$(PYTHON) -m tests.torture
+	$(PYTHON) -m tests.torture.damage
 
 chain: env  ## a job of SLURM through twenty disturbances in a row; about ten minutes
 	@$(PYTHON) -m tests.slurm.chain
