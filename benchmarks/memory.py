@@ -36,7 +36,7 @@ _SIZES: dict[str, tuple[str, str | None, list[str], str]] = {
         "jobs/antiderivative.toml",
         "small",
         ["problem.args.rows=100", "subspace.rank=8"],
-        "700MiB",
+        "2GiB",
     ),
     "small": (
         "jobs/antiderivative.toml",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,8 @@ def whole_run(job: str, overrides: list[str], mpi_ranks: int) -> Measurement:
         done = subprocess.run(
             [*command, *words, "--ranks", str(mpi_ranks), "--out", str(out)],
             cwd=REPOSITORY,
+            # It refuses to be started by a rank, which this process may be.
+            env={k: v for k, v in os.environ.items() if not k.startswith(("OMPI_COMM", "PMI"))},
             capture_output=True,
             text=True,
         )

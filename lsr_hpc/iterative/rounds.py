@@ -215,7 +215,7 @@ def _refine(
             "held_out": None if used is None else used["held_out"],
             "refine_seconds": result.seconds["total"],
             "advice": list(result.advice),
-            "scan": result.scan,
+            "scan": [{key: _finite(value) for key, value in entry.items()} for entry in result.scan],
             "spectrum": _thinned_spectrum(result),
         },
         warm=warm,
@@ -227,6 +227,11 @@ def _thinned_spectrum(result: RefineResult) -> list[list[float]]:
     n = len(result.residual_components)
     wanted = np.unique(np.geomspace(1, max(n, 1), _SPECTRUM_POINTS).astype(int)) - 1
     return [[int(i), result.singular_values[i], result.residual_components[i]] for i in wanted if i < n]
+
+
+def _finite(value: float | None) -> float | None:
+    """What JSON can hold of a figure: nothing in place of NaN and Inf."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _network_figures(

@@ -100,7 +100,7 @@ def test_a_rank_that_vanishes_ends_all_and_is_tried_once_more(runs, phase):
     [
         ("prepare", 2, "MPI rank 1: residual block 'equation' is nan at point"),
         ("basis", 70, "holds NaN or Inf: check the model's derivatives at the points"),
-        ("align", 2, "MPI rank 1: residual block 'equation' is nan at point"),
+        ("align", 70, "the residual of the alignment is NaN or Inf at its start"),
         ("network", 70, "the residual of problem 'faulty' is nan at the aligned network"),
     ],
 )
