@@ -24,6 +24,7 @@ __all__ = [
     "flush",
     "publish_directory",
     "publish_file",
+    "publish_text",
     "unfinished",
 ]
 
@@ -262,6 +263,20 @@ def publish_file(final: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def publish_text(final: Path, text: str) -> None:
+    """Put a text file in its place, whole or not at all.
+
+    Args:
+        final: Where; a file that is there is replaced.
+        text: Its content, written as UTF-8.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with publish_file(final) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def flush(path: Path) -> None:

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lsr_hpc.errors import EnvironmentProblem, JobError
 from lsr_hpc.job import load_job
-from lsr_hpc.publish import publish_file
+from lsr_hpc.publish import publish_text
 
 __all__ = [
+    "Node",
     "Queued",
     "Submission",
+    "address_towards",
     "ask_to_stop",
     "cancel",
     "find_ended",
     "find_queued",
+    "other_nodes",
     "refuse_queued",
     "submit_script",
 ]
@@ -113,8 +118,7 @@ def submit_script(submission: Submission) -> str:
     number = printed.strip().partition(";")[0]
     if not number.isdigit():
         raise EnvironmentProblem(f"sbatch answered {printed!r}, which is no number of a job")
-    with publish_file(submission.record) as temporary:
-        temporary.write_text(json.dumps({"job_id": int(number), "command": command}) + "\n", encoding="utf-8")
+    publish_text(submission.record, json.dumps({"job_id": int(number), "command": command}) + "\n")
     return number
 
 
@@ -195,6 +199,63 @@ def cancel(queued: Queued) -> None:
         EnvironmentProblem: If scancel fails.
     """
     _ask(["scancel", queued.number])
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of an allocation.
+
+    Attributes:
+        name: Its name in SLURM.
+        address: Where SLURM reaches it: a name or an address.
+    """
+
+    name: str
+    address: str
+
+
+def other_nodes(environ: Mapping[str, str] = os.environ) -> list[Node]:
+    """The nodes of the allocation besides the one that this process is on.
+
+    Args:
+        environ: Environment variables of a batch shell.
+
+    Returns:
+        The nodes; none outside an allocation.
+
+    Raises:
+        EnvironmentProblem: If scontrol cannot be asked.
+    """
+    here = environ.get("SLURMD_NODENAME")
+    listed = environ.get("SLURM_JOB_NODELIST")
+    if here is None or listed is None:
+        return []
+    shown = _ask(["scontrol", "--oneliner", "show", "node", listed])
+    facts = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown.splitlines()]
+    nodes = [
+        Node(fact["NodeName"], fact["NodeAddr"]) for fact in facts if {"NodeName", "NodeAddr"} <= set(fact)
+    ]
+    return [node for node in nodes if node.name != here]
+
+
+def address_towards(address: str, port: int) -> str:
+    """The address of this machine by which another one is reached.
+
+    Args:
+        address: Name or address of the other machine.
+        port: Any of its ports; nothing is sent.
+
+    Returns:
+        An address of one interface of this machine.
+
+    Raises:
+        OSError: If there is no way to it.
+    """
+    family, kind, protocol, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(where)
+        found: str = probe.getsockname()[0]
+        return found
 
 
 def _ask(command: list[str]) -> str:

@@ -13,7 +13,7 @@ from lsr_hpc.errors import EnvironmentProblem, JobError
 from lsr_hpc.job import Job, load_job
 from lsr_hpc.pipeline.lock import ControllerLock
 from lsr_hpc.pipeline.record import differences
-from lsr_hpc.publish import publish_file
+from lsr_hpc.publish import publish_file, publish_text
 from lsr_hpc.store import read_manifest, write_manifest
 
 __all__ = ["CampaignRecord", "plan_members", "read_record", "register", "stored_job"]
@@ -116,8 +116,7 @@ def register(layout: CampaignLayout, job: Job) -> CampaignRecord:
             record = plan_members(layout, job)
             text = job.as_toml()
             if not layout.job.is_file() or layout.job.read_text(encoding="utf-8") != text:
-                with publish_file(layout.job) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
+                publish_text(layout.job, text)
             if not layout.record.exists() or read_record(layout) != record:
                 with publish_file(layout.record) as temporary:
                     write_manifest(temporary, {"kind": _KIND, "schema": _SCHEMA, **_as_json(record)})

@@ -6,7 +6,6 @@ whoever comes later, this step or a controller of ``lsr-hpc resume``, goes on fr
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,10 @@ from lsr_hpc.pipeline.light import call_at_end
 from lsr_hpc.pipeline.lock import ControllerLock
 from lsr_hpc.pipeline.progress import read_progress
 from lsr_hpc.pipeline.record import RunRecord, check_same_job, read_record, write_record
+from lsr_hpc.pipeline.run_result import run_result, write_run_result
 from lsr_hpc.pipeline.sealing import break_seal, seal_run
 from lsr_hpc.pipeline.spec import StepResult, StepSpec, write_result, write_spec
-from lsr_hpc.pipeline.start import run_result
 from lsr_hpc.pipeline.step import run_step
-from lsr_hpc.publish import publish_file
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -158,7 +156,6 @@ def _deliver(
     for function in job.run.at_end:
         returned |= call_at_end(function, str(layout.root), results)
     content = run_result(record, job.run.ranks, outcomes) | returned
-    with publish_file(layout.result) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_run_result(layout.result, content)
     seal_run(layout)
     return returned

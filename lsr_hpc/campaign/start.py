@@ -24,7 +24,8 @@ from lsr_hpc.job import Job, ProblemSettings, check_instance
 from lsr_hpc.pipeline.attempt import StopRequest
 from lsr_hpc.pipeline.journal import Journal
 from lsr_hpc.pipeline.launch import step_environment
-from lsr_hpc.pipeline.start import describe_problem, logging_to, refuse_inside_mpi
+from lsr_hpc.pipeline.run_log import logging_to
+from lsr_hpc.pipeline.start import describe_problem, refuse_inside_mpi
 from lsr_hpc.publish import check_directory
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lsr_hpc import __version__
@@ -18,7 +17,7 @@ from lsr_hpc.campaign.record import CampaignRecord
 from lsr_hpc.campaign.state import read_member_result, read_state
 from lsr_hpc.integrity import seal
 from lsr_hpc.pipeline.lock import ControllerLock
-from lsr_hpc.publish import publish_file
+from lsr_hpc.publish import publish_text
 
 __all__ = ["collect", "statistics_of"]
 
@@ -57,8 +56,8 @@ def collect(layout: CampaignLayout, record: CampaignRecord) -> list[str]:
     with ControllerLock(layout.lock, patience_s=_PATIENCE_S):
         rows = [_row(layout, member) for member in record.wanted_members]
         content = _content(record, rows)
-        _publish(layout.table, _csv(record, rows))
-        _publish(layout.result, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        publish_text(layout.table, _csv(record, rows))
+        publish_text(layout.result, json.dumps(content, indent=1, allow_nan=False) + "\n")
         pairs = [
             (r["error_before"], r["error_after"]) for r in rows if r["error_before"] and r["error_after"]
         ]
@@ -68,11 +67,6 @@ def collect(layout: CampaignLayout, record: CampaignRecord) -> list[str]:
             files = (layout.record, layout.job, layout.result, layout.table, layout.figure)
             seal(layout.root, [path for path in files if path.exists()])
     return _lines(content)
-
-
-def _publish(path: Path, text: str) -> None:
-    with publish_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _row(layout: CampaignLayout, member: Member) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def init(options: argparse.Namespace) -> int:
         EnvironmentProblem: If it cannot be written.
     """
     from lsr_hpc.job_template import job_template
-    from lsr_hpc.publish import check_file, publish_file
+    from lsr_hpc.publish import check_file, publish_text
 
     function: str = options.problem
     stem = Path(function.partition(":")[0]).stem if function.partition(":")[0].endswith(".py") else function
@@ -35,8 +35,7 @@ def init(options: argparse.Namespace) -> int:
         raise JobError(f"{out} is there already: name another file by --out")
     text = job_template(function, out.stem)
     try:
-        with publish_file(out.resolve()) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        publish_text(out.resolve(), text)
     except OSError as error:
         raise EnvironmentProblem(f"--out {out} cannot be written: {error.strerror}") from error
     say(f"{out}: read it, change it, and try `lsr-hpc refine {out} --dry-run`")

@@ -12,7 +12,7 @@ from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError
 from lsr_hpc.job import load_job
 from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.record import check_same_job, read_record
-from lsr_hpc.publish import RUN_MARKER, check_directory, publish_file
+from lsr_hpc.publish import RUN_MARKER, check_directory, publish_text
 from lsr_hpc.sites import read_site
 from lsr_hpc.slurm import Submission, refuse_queued, submit_script
 
@@ -56,8 +56,7 @@ def submit(options: argparse.Namespace) -> int:
     try:
         submission.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path, text in {submission.job: job.as_toml(), submission.script: script}.items():
-            with publish_file(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            publish_text(path, text)
     except OSError as error:
         raise EnvironmentProblem(f"{submission.root} cannot be written: {error.strerror}") from error
     return _submit(submission)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lsr_hpc.publish import publish_file
+from lsr_hpc.publish import publish_text
 
 __all__ = ["JobStart", "claim", "is_claimed"]
 
@@ -49,8 +49,7 @@ def claim(path: Path, start: JobStart) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    with publish_file(path) as temporary:
-        temporary.write_text(json.dumps(asdict(start)) + "\n", encoding="utf-8")
+    publish_text(path, json.dumps(asdict(start)) + "\n")
 
 
 def is_claimed(path: Path, start: JobStart | None) -> bool:

@@ -178,7 +178,7 @@ class Controller:
             self._lock.touch()
             if time.monotonic() - looked > _LOOK_AT_WORKERS_S:
                 looked = time.monotonic()
-                replace_lost_workers(self._client, self._control.settings)
+                replace_lost_workers(self._client)
             if not stop.is_urgent and is_claimed(self._control.layout.claim, self._start):
                 log.warning("SLURM has started the job again: this start of it leaves at once")
                 stop.ask()

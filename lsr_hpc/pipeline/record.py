@@ -15,7 +15,7 @@ from lsr_hpc import __version__
 from lsr_hpc.errors import EnvironmentProblem, JobError
 from lsr_hpc.job import Job, load_job
 from lsr_hpc.pipeline.layout import RunLayout
-from lsr_hpc.publish import publish_file
+from lsr_hpc.publish import publish_file, publish_text
 from lsr_hpc.store import file_digest, read_manifest, write_manifest
 
 __all__ = [
@@ -77,8 +77,7 @@ def write_record(layout: RunLayout, job: Job, problem: str, instances: int) -> R
         "versions": _versions(),
     }
     try:
-        with publish_file(layout.job) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        publish_text(layout.job, text)
         with publish_file(layout.run) as temporary:
             write_manifest(temporary, content)
     except OSError as error:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +24,11 @@ from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.lock import SILENT_S, ControllerLock
 from lsr_hpc.pipeline.progress import read_progress
 from lsr_hpc.pipeline.record import RunRecord, check_same_job, read_record, write_record
+from lsr_hpc.pipeline.run_log import logging_to
+from lsr_hpc.pipeline.run_result import run_result, write_run_result
 from lsr_hpc.pipeline.sealing import break_seal, seal_run
-from lsr_hpc.publish import check_directory, publish_file
+from lsr_hpc.publish import check_directory
+from lsr_hpc.slurm import Node, other_nodes
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from lsr_hpc.pipeline.advance import Outcome
     from lsr_hpc.pipeline.controller import Controller
 
-__all__ = ["describe_problem", "logging_to", "refuse_inside_mpi", "run_result", "start"]
+__all__ = ["describe_problem", "refuse_inside_mpi", "start"]
 
 log = logging.getLogger("lsr_hpc.pipeline")
 
@@ -109,7 +110,7 @@ def _begin(order: _Order) -> int:
 
     layout, job = order.layout, order.job
     # The problem is looked at before anything is written.
-    with start_cluster(job.run) as client:
+    with start_cluster(job.run, _other_nodes(order.launcher)) as client:
         described = describe_problem(client, job, order.stop)
         if described is None:
             say("stopped before anything was written")
@@ -124,6 +125,17 @@ def _begin(order: _Order) -> int:
             else:
                 record = _write_record(layout, job, *described)
             return _carry_out(client, order, record, lock)
+
+
+def _other_nodes(launcher: Launcher) -> list[Node]:
+    """Nodes besides this one that can have light workers."""
+    if launcher.name != "srun":
+        return []
+    try:
+        return other_nodes()
+    except EnvironmentProblem as error:
+        say(f"no light workers but on this node: {error}")
+        return []
 
 
 def _lock(layout: RunLayout) -> ControllerLock:
@@ -204,7 +216,7 @@ def _go_on(order: _Order, resume: bool) -> int:
         delete_half_written(layout)
         from lsr_hpc.pipeline.cluster import start_cluster
 
-        with start_cluster(job.run) as client:
+        with start_cluster(job.run, _other_nodes(order.launcher)) as client:
             return _carry_out(client, order, record, lock)
 
 
@@ -300,87 +312,5 @@ def _finish(controller: Controller, path: Path, content: dict[str, Any], outcome
     except LsrError as error:
         content |= {"status": "failed", "message": str(error)}
         code = code or error.exit_code
-    with publish_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_run_result(path, content)
     return code
-
-
-def run_result(record: RunRecord, world_size: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What the result of a run says before the functions of its end add to it.
-
-    Args:
-        record: The run.
-        world_size: MPI ranks of an instance.
-        outcomes: Where its instances stand.
-
-    Returns:
-        JSON content.
-    """
-    return {
-        "schema": 1,
-        "kind": "run",
-        "run_id": record.run_id,
-        "problem": record.problem,
-        "world_size": world_size,
-        "status": "done",
-        "instances": [_instance_json(i, outcome) for i, outcome in enumerate(outcomes)],
-    }
-
-
-def _instance_json(instance: int, outcome: Outcome) -> dict[str, Any]:
-    result = outcome.result
-    content: dict[str, Any] = {"instance": instance, "state": outcome.state}
-    if result is not None:
-        checkpoint = result.checkpoint
-        content |= {
-            "status": result.status,
-            "rounds": result.next_round,
-            "why": result.why,
-            "checkpoint": None if checkpoint is None else checkpoint.name,
-            **result.metrics,
-        }
-    return content | ({"message": outcome.message} if outcome.message else {})
-
-
-class _ToStandardOutput(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
-
-
-class _ToFile(logging.FileHandler):
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: on a full disk the run itself says so, and what is logged is printed as well."""
-
-
-@contextmanager
-def logging_to(path: Path, level: int = logging.INFO) -> Iterator[None]:
-    """Log to standard output and to a file; what Dask complains about goes to the file alone.
-
-    Args:
-        path: The file.
-        level: What is printed; the file has all from ``INFO`` on.
-
-    Yields:
-        Nothing.
-    """
-    path.parent.mkdir(exist_ok=True)
-    to_file = _ToFile(path, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    to_output = _ToStandardOutput()
-    to_output.setLevel(level)
-    to_output.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    ours, *dasks = (logging.getLogger(name) for name in ("lsr_hpc", "distributed", "tornado", "asyncio"))
-    before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in (ours, *dasks)]
-    ours.handlers = [to_file, to_output]
-    ours.setLevel(min(level, logging.INFO))
-    ours.propagate = False
-    for logger in dasks:
-        logger.handlers, logger.propagate = [to_file], False
-    try:
-        yield
-    finally:
-        for logger, handlers, level, propagate in before:
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
-        to_file.close()
-        sys.stdout.flush()

@@ -59,13 +59,12 @@ def mean_errors(run: RunData) -> tuple[float, float] | None:
     Returns:
         Both means.
     """
-    before = [i.error_before for i in run.instances]
-    after = [i.error_after for i in run.instances]
-    if None in before or None in after:
+    pairs = [(i.error_before, i.error_after) for i in run.instances]
+    known = [(before, after) for before, after in pairs if before is not None and after is not None]
+    if len(known) < len(pairs):
         return None
-    return statistics.fmean(b for b in before if b is not None), statistics.fmean(
-        a for a in after if a is not None
-    )
+    befores, afters = zip(*known, strict=True)
+    return statistics.fmean(befores), statistics.fmean(afters)
 
 
 def in_one_sentence(run: RunData) -> str:

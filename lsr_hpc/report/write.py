@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lsr_hpc.publish import publish_file
+from lsr_hpc.publish import publish_file, publish_text
 from lsr_hpc.report import figures, html, run_figures
 from lsr_hpc.report.data import RunData
 from lsr_hpc.report.sections import Pictures, in_one_sentence, mean_errors, run_sections
@@ -46,8 +46,7 @@ def write_report(place: Path, runs: Sequence[RunData]) -> list[str]:
     for name, png in pictures.files.items():
         with publish_file(place / "figures" / name) as temporary:
             temporary.write_bytes(png)
-    with publish_file(place / PAGE) as temporary:
-        temporary.write_text(html.page(f"lsr_hpc: {', '.join(names)}", parts), encoding="utf-8")
+    publish_text(place / PAGE, html.page(f"lsr_hpc: {', '.join(names)}", parts))
     return sentences
 
 

@@ -23,14 +23,15 @@ class RunSettings:
         launcher: ``"mpiexec"``, ``"srun"``, ``"local"`` (one rank, no launcher), or ``"auto"``: srun in an
             allocation of SLURM, otherwise mpiexec for more than one rank.
         srun_mpi: What ``srun --mpi`` is given; ``srun --mpi=list`` tells what there is.
-        light_workers: Processes for what needs no MPI: evaluation, figures, the predictor.
+        light_workers: Processes on every node for what needs no MPI: evaluation, figures, the predictor.
         checkpoint_seconds: Seconds after which a state inside a round is written too.
         rounds_per_step: Rounds of an instance by one start of the ranks.
         keep: Newest checkpoints to keep, besides the best.
         max_attempts: How often a step is started that is ended from outside time and again.
         stop_seconds: Seconds that a step may take to reach a boundary and yield when it is to stop.
         silence_seconds: Seconds without a boundary after which a step is taken to hang, and ended.
-        host: Address at which the controller listens for its workers.
+        host: Address at which the controller listens for its workers; ``"auto"`` is loopback, or, where there
+            are workers on other nodes, the one interface by which these are reached.
         dashboard: Whether Dask shows its pages there, to everybody who can reach the address: HTTP asks for
             no certificate.
         body: Function that does a step, ``"package.module:function"``; see :mod:`lsr_hpc.pipeline.step`.
@@ -52,7 +53,7 @@ class RunSettings:
     max_attempts: int = 3
     stop_seconds: float = 120.0
     silence_seconds: float = 3600.0
-    host: str = "127.0.0.1"
+    host: str = "auto"
     dashboard: bool = False
     body: str = "lsr_hpc.pipeline.step:run_step"
     after_round: tuple[str, ...] = ("lsr_hpc.pipeline.deliver:after_round",)

@@ -136,7 +136,8 @@ class Chain:
     def processes(self) -> list[int]:
         """Living processes of the run: controllers, light workers, ranks and what has started them."""
         cluster = self.jobs.cluster
-        return cluster.processes(str(self.layout.root)) + cluster.processes("spawn_main")
+        words = (str(self.layout.root), "spawn_main", "pipeline.node_worker")
+        return [pid for word in words for pid in cluster.processes(word)]
 
     def _wait_for_progress(self, before: object) -> None:
         def further() -> bool:

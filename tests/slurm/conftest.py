@@ -59,7 +59,7 @@ class Jobs:
 
     def begun(self, body: str, **settings: Any) -> RunLayout:
         """A run directory without any step yet."""
-        return self.runs.begun(body, **_ALONE, **settings)
+        return self.runs.begun(body, **_ALONE | settings)
 
     def job_file(self, body: str) -> Path:
         """A job file, without a run."""

@@ -66,6 +66,17 @@ def test_rounds_finish_over_two_nodes(jobs):
     assert "--nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=1" in command
 
 
+def test_light_work_is_done_on_every_node(jobs):
+    layout = jobs.begun("summing", after_round=["tests.pipeline.functions:place"] * 2)
+    number = jobs.iterate(layout)
+    assert_finished(jobs, number, layout, restarts=0)
+    returned = [event["returned"] for event in events(layout, "function")]
+    assert {(told["node"], told["http"]) for told in returned} == {("n1", 404), ("n2", 404)}
+    # The certificate is nowhere on a disk, and nothing is left of the workers.
+    assert not [p for p in layout.root.rglob("*") if p.is_file() and b"PRIVATE KEY" in p.read_bytes()]
+    assert until(lambda: not jobs.cluster.processes("node_worker"), 10, "the end of the workers")
+
+
 def test_instances_run_side_by_side_on_nodes_of_their_own(jobs):
     layout = jobs.begun("held_up", instances=2, instances_at_once=2)
     number = jobs.iterate(layout, RANKS="1")
