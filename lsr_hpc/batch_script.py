@@ -16,7 +16,7 @@ from lsr_hpc.job import Job
 from lsr_hpc.settings_slurm import SlurmSettings
 from lsr_hpc.slurm import Submission
 
-__all__ = ["render"]
+__all__ = ["render", "slurm_options"]
 
 _BODY = "# --- nothing to change from here on ---\n"
 _FIELDS = {
@@ -46,7 +46,7 @@ def render(job: Job, submission: Submission) -> str:
     if any(c in "%\\" or not c.isprintable() for c in str(submission.run)):
         raise JobError(f'--out {str(submission.run)!r}: "%", "\\" and line breaks mean something to SLURM')
     settings, has_rounds = job.slurm, job.iterate is not None
-    options = _options(f"lsr-{job.name}", settings)
+    options = slurm_options(f"lsr-{job.name}", settings)
     variables: dict[str, object] = {"LSR_BIN": Path(sys.executable).parent}
     words = [str(submission.job)]
     if has_rounds:
@@ -75,7 +75,16 @@ def render(job: Job, submission: Submission) -> str:
     return "\n".join(head) + "\n\n" + _BODY + template.partition(_BODY)[2]
 
 
-def _options(name: str, settings: SlurmSettings) -> dict[str, object]:
+def slurm_options(name: str, settings: SlurmSettings) -> dict[str, object]:
+    """Options of sbatch, but for requeueing.
+
+    Args:
+        name: Name of the job.
+        settings: Section ``[slurm]``.
+
+    Returns:
+        Values by name of the option.
+    """
     options: dict[str, object] = {
         "job-name": name,
         "nodes": settings.nodes,

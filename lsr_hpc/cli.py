@@ -109,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
         help="MPI ranks of a member (default: campaign.ranks_per_member of the job, else run.ranks)",
     )
     campaign.add_argument(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="carry members out by up to N jobs of SLURM as section [slurm] says, submitted from here",
+    )
+    campaign.add_argument(
         "--part",
         metavar="I/N",
         help="only members whose number leaves the remainder I when divided by N: a task of a job array",

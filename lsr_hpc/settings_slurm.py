@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lsr_hpc.errors import JobError
 
-__all__ = ["SlurmSettings"]
+__all__ = ["SlurmSettings", "seconds_of"]
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
 _TIME = re.compile(r"(?:(\d{1,3})-)?(\d{1,4})(?::([0-5]\d))?(?::([0-5]\d))?", re.ASCII)
@@ -109,16 +109,34 @@ class SlurmSettings:
                 f"slurm.tasks_per_node = {self.tasks_per_node} with slurm.gpus_per_node = "
                 f"{self.gpus_per_node}: a rank has one GPU, so write the same number twice"
             )
-        seconds = _seconds(self.time)
-        if seconds is None:
-            mistakes.append(f'slurm.time = {self.time!r}: write "hours:minutes:seconds" or "days-hours"')
-        elif seconds <= self.signal_seconds:
-            mistakes.append(
-                f"slurm.signal_seconds = {self.signal_seconds} is not below slurm.time = {self.time!r}: ask "
-                "for more time or less notice"
-            )
+        try:
+            if seconds_of(self.time) <= self.signal_seconds:
+                mistakes.append(
+                    f"slurm.signal_seconds = {self.signal_seconds} is not below slurm.time = {self.time!r}: "
+                    "ask for more time or less notice"
+                )
+        except JobError as error:
+            mistakes.append(str(error))
         if mistakes:
             raise JobError("; ".join(mistakes))
+
+
+def seconds_of(time: str) -> int:
+    """A time limit in seconds.
+
+    Args:
+        time: ``slurm.time``.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        JobError: If it cannot be read.
+    """
+    seconds = _seconds(time)
+    if seconds is None:
+        raise JobError(f'slurm.time = {time!r}: write "hours:minutes:seconds" or "days-hours"')
+    return seconds
 
 
 def _seconds(text: str) -> int | None:

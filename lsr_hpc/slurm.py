@@ -24,11 +24,13 @@ __all__ = [
     "Queued",
     "Submission",
     "address_towards",
+    "all_nodes",
     "ask_to_stop",
     "cancel",
     "find_ended",
     "find_queued",
     "other_nodes",
+    "queued_numbers",
     "refuse_queued",
     "submit_script",
 ]
@@ -147,12 +149,22 @@ def find_queued(numbers: list[str]) -> Queued | None:
     Returns:
         The job; None if none of them is there, or the queue cannot be asked.
     """
-    # All jobs of the user, because to ask for one that is gone is an error.
+    found = _queue() or {}
+    return next((found[number] for number in numbers if number in found), None)
+
+
+def queued_numbers() -> set[str] | None:
+    """Numbers of the user's jobs in the queue; None if it cannot be asked."""
+    found = _queue()
+    return None if found is None else set(found)
+
+
+def _queue() -> dict[str, Queued] | None:
+    """All jobs of the user, because to ask for one that is gone is an error."""
     with suppress(EnvironmentProblem):
         listed = _ask(["squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%T|%R"])
         lines = [line.split("|", 2) for line in listed.splitlines()]
-        found = {words[0]: Queued(*words) for words in lines if len(words) == 3}
-        return next((found[number] for number in numbers if number in found), None)
+        return {words[0]: Queued(*words) for words in lines if len(words) == 3}
     return None
 
 
@@ -230,12 +242,25 @@ def other_nodes(environ: Mapping[str, str] = os.environ) -> list[Node]:
     listed = environ.get("SLURM_JOB_NODELIST")
     if here is None or listed is None:
         return []
-    shown = _ask(["scontrol", "--oneliner", "show", "node", listed])
-    facts = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown.splitlines()]
-    nodes = [
-        Node(fact["NodeName"], fact["NodeAddr"]) for fact in facts if {"NodeName", "NodeAddr"} <= set(fact)
-    ]
-    return [node for node in nodes if node.name != here]
+    return [node for node in _nodes(listed) if node.name != here]
+
+
+def all_nodes() -> list[Node]:
+    """The nodes of the cluster.
+
+    Returns:
+        Those that have an address.
+
+    Raises:
+        EnvironmentProblem: If scontrol cannot be asked.
+    """
+    return _nodes()
+
+
+def _nodes(*names: str) -> list[Node]:
+    shown = _ask(["scontrol", "--oneliner", "show", "node", *names])
+    told = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown.splitlines()]
+    return [Node(t["NodeName"], t["NodeAddr"]) for t in told if "NodeAddr" in t]
 
 
 def address_towards(address: str, port: int) -> str:

@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distributed import Client, Future
+from distributed import Future, KilledWorker
 
-from lsr_hpc.campaign.batch import ACTIVE, BatchEnd, CampaignControl, carry_out
+from lsr_hpc.campaign.batch import ACTIVE, BatchEnd, CampaignControl
+from lsr_hpc.campaign.crew import Crew
 from lsr_hpc.campaign.members import Member
 from lsr_hpc.campaign.state import MemberState
 from lsr_hpc.errors import ExitCode
-from lsr_hpc.pipeline.cluster import LAUNCHER
 from lsr_hpc.pipeline.journal import Journal
 
 __all__ = ["CampaignController", "members_of_step"]
@@ -53,7 +53,7 @@ class CampaignController:
     """Carries members to their ends, or to an orderly stop.
 
     Args:
-        client: The cluster.
+        crew: Who carries batches out.
         control: What is shared with the tasks on the launcher.
         journal: Where ends of members go.
         members: The members to carry out.
@@ -62,20 +62,20 @@ class CampaignController:
 
     def __init__(
         self,
-        client: Client,
+        crew: Crew,
         control: CampaignControl,
         journal: Journal,
         members: Sequence[Member],
         most: int | None,
     ) -> None:
-        self._client = client
+        self._crew = crew
         self._control = control
         self._journal = journal
         self._members = {member.name: member for member in members}
         self._most = most
         self._waiting = deque(self._members)
         self._elsewhere: list[str] = []
-        self._batches: dict[Future[BatchEnd], list[str]] = {}
+        self._batches: dict[Future[BatchEnd], tuple[int, list[str]]] = {}
         self._done: queue.SimpleQueue[Future[BatchEnd]] = queue.SimpleQueue()
         self._begun = self._fruitless = 0
         self._not_before = 0.0
@@ -99,14 +99,14 @@ class CampaignController:
         looked = time.monotonic()
         try:
             while True:
-                control.locks.touch()
+                self._crew.look_after()
                 if not control.stop.is_set and control.layout.stop.exists():
                     log.info("%s is there: stopping", control.layout.stop)
                     control.stop.ask()
-                self._begin_batches(key)
+                self._begin_batches()
                 if not self._batches and time.monotonic() - looked > _LEAVE_ALONE_S:
                     looked = time.monotonic()
-                    self._look_elsewhere(key)
+                    self._look_elsewhere()
                 is_left = bool(self._waiting or self._elsewhere)
                 if not self._batches and (control.stop.is_set or not is_left):
                     return self._states
@@ -114,38 +114,27 @@ class CampaignController:
         finally:
             del ACTIVE[key]
 
-    def _begin_batches(self, key: str) -> None:
+    def _begin_batches(self) -> None:
         at_once = self._control.settings.instances_at_once
         if time.monotonic() < self._not_before:
             return
         while self._waiting and len(self._batches) < at_once and not self._control.stop.is_set:
             size = members_of_step(len(self._waiting), at_once, self._most)
-            self._submit(key, [self._waiting.popleft() for _ in range(size)], after_others=False)
+            self._submit([self._waiting.popleft() for _ in range(size)], after_others=False)
 
-    def _look_elsewhere(self, key: str) -> None:
+    def _look_elsewhere(self) -> None:
         """See what has become of members in other hands, and take over those that nobody holds any more."""
         if self._elsewhere and not self._control.stop.is_set:
             if not self._has_waited:
                 self._has_waited = True
                 log.info("waiting for %d members in the hands of other controllers", len(self._elsewhere))
-            self._submit(key, self._elsewhere, after_others=True)
+            self._submit(self._elsewhere, after_others=True)
             self._elsewhere = []
 
-    def _submit(self, key: str, names: list[str], *, after_others: bool) -> None:
-        future = self._client.submit(
-            carry_out,
-            key,
-            self._begun,
-            names,
-            after_others=after_others,
-            key=f"{key}-{self._begun}",
-            workers=[LAUNCHER],
-            resources={"ranks": self._control.settings.ranks},
-            pure=False,
-            retries=0,
-        )
+    def _submit(self, names: list[str], *, after_others: bool) -> None:
+        future = self._crew.submit(self._begun, names, after_others=after_others)
+        self._batches[future] = self._begun, names
         self._begun += 1
-        self._batches[future] = names
         future.add_done_callback(self._done.put)
 
     def _take_next(self) -> None:
@@ -153,13 +142,21 @@ class CampaignController:
             future = self._done.get(timeout=_LOOK_EVERY_S)
         except queue.Empty:
             return
-        names = self._batches.pop(future)
+        number, names = self._batches.pop(future)
         try:
             end: BatchEnd = future.result()
+        except KilledWorker:
+            # Which of the members was in hand, their files will tell.
+            end = BatchEnd(
+                number=number,
+                ends=dict.fromkeys(names, "waiting"),
+                states={},
+                message="the job that had it in hand has ended",
+            )
         except BaseException:
             self._control.stop.ask()
             raise
-        if end.is_yielded:
+        if end.is_yielded and self._crew.is_here:
             # Where nobody asked here, somebody told the ranks: they are to leave the machine.
             self._control.stop.ask()
         for name in names:

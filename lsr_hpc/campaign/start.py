@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ from lsr_hpc.publish import check_directory
 if TYPE_CHECKING:
     from distributed import Client
 
+    from lsr_hpc.campaign.crew import Crew
+
 __all__ = ["Order", "start"]
 
 log = logging.getLogger("lsr_hpc.campaign")
@@ -43,12 +46,14 @@ class Order:
     Attributes:
         job: The resolved job.
         out: Directory of the campaign.
+        jobs: Jobs of SLURM that carry the members out; None starts their ranks from here.
         part: ``(i, n)`` for members whose number leaves the remainder i when divided by n; None for all.
         resume: Whether an earlier wish to stop is forgotten.
     """
 
     job: Job
     out: Path
+    jobs: int | None = None
     part: tuple[int, int] | None = None
     resume: bool = False
 
@@ -58,6 +63,22 @@ class Order:
             return list(members)
         i, n = self.part
         return [member for member in members if member.number % n == i]
+
+    def resources(self) -> Resources:
+        """What members are given, here or by a job.
+
+        Returns:
+            Ranks, members at once, launcher.
+
+        Raises:
+            JobError: If a member asks for more than there is.
+            EnvironmentProblem: If a program that is needed is not on PATH.
+        """
+        if self.jobs is None:
+            return share_out(self.job)
+        from lsr_hpc.campaign.jobs import job_resources
+
+        return job_resources(self.job, self.jobs, self.out.absolute())
 
 
 def start(order: Order) -> int:
@@ -75,7 +96,7 @@ def start(order: Order) -> int:
     """
     refuse_inside_mpi("campaign")
     job = order.job
-    resources = share_out(job)
+    resources = order.resources()
     layout = CampaignLayout(order.out.absolute())
     marker = layout.record.name if layout.record.exists() else layout.lock.name
     layout = CampaignLayout(check_directory(order.out, marker, "--out"))
@@ -94,6 +115,20 @@ def start(order: Order) -> int:
         raise EnvironmentProblem(
             f"the controller cannot go on: {error}; once that is mended, the same command does"
         ) from error
+
+
+@contextmanager
+def _crew(order: Order, client: Client, control: CampaignControl) -> Iterator[Crew]:
+    """Who carries the members out."""
+    from lsr_hpc.campaign.crew import LocalCrew
+
+    if order.jobs is None:
+        yield LocalCrew(client, control)
+        return
+    from lsr_hpc.campaign.jobs import open_jobs
+
+    with open_jobs(order.job, control) as crew:
+        yield crew
 
 
 def _nothing_to_do(order: Order, layout: CampaignLayout) -> int:
@@ -143,7 +178,7 @@ def _carry_out(
             log.info(
                 "%s: %d of %d members to do on %d MPI ranks each, %d at once, by %s",
                 *(job.name, len(todo), len(record.wanted), settings.ranks, settings.instances_at_once),
-                resources.launcher.name,
+                resources.launcher.name if order.jobs is None else "jobs of SLURM",
             )
             log.info("directory %s", layout.root)
             journal = Journal(layout.events)
@@ -155,8 +190,9 @@ def _carry_out(
                 part=order.part,
                 members=len(todo),
             )
-            controller = CampaignController(client, control, journal, todo, campaign.members_per_step)
-            states = controller.run()
+            with _crew(order, client, control) as crew:
+                controller = CampaignController(crew, control, journal, todo, campaign.members_per_step)
+                states = controller.run()
             code = _exit_code(todo, states, controller.exit_code)
             seconds = time.perf_counter() - started
             journal.write("ended", start=number, exit_code=int(code), wall_s=round(seconds, 3))

@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lsr_hpc.campaign.layout import CampaignLayout
 from lsr_hpc.campaign.members import campaign_of, command_of
@@ -17,6 +18,9 @@ from lsr_hpc.campaign.state import read_state
 from lsr_hpc.console import say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError
 from lsr_hpc.job import Job, load_job
+
+if TYPE_CHECKING:
+    from lsr_hpc.campaign.start import Order
 
 __all__ = ["is_campaign", "resume", "run", "status", "stop"]
 
@@ -51,13 +55,13 @@ def run(options: argparse.Namespace) -> int:
     job = _with_ranks(load_job(options.job, options.overrides, options.preset), options.ranks)
     out: Path = options.out or Path("runs") / job.name
     layout = CampaignLayout(out.absolute())
-    if options.dry_run:
-        return _print_plan(job, layout)
-    if options.collect:
-        return _collect(job, layout)
     from lsr_hpc.campaign.start import Order, start
 
-    return start(Order(job=job, out=out, part=_part(options.part)))
+    if options.dry_run:
+        return _print_plan(Order(job=job, out=out, jobs=options.jobs), layout)
+    if options.collect:
+        return _collect(job, layout)
+    return start(Order(job=job, out=out, jobs=options.jobs, part=_part(options.part)))
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -161,13 +165,13 @@ def _collect(job: Job, layout: CampaignLayout) -> int:
     return int(ExitCode.DONE)
 
 
-def _print_plan(job: Job, layout: CampaignLayout) -> int:
+def _print_plan(order: Order, layout: CampaignLayout) -> int:
     from lsr_hpc.campaign.controller import members_of_step
-    from lsr_hpc.campaign.resources import share_out
     from lsr_hpc.pipeline.layout import RunLayout
 
+    job = order.job
     campaign, record = campaign_of(job), plan_members(layout, job)
-    resources = share_out(job)
+    resources = order.resources()
     settings, members = resources.settings, record.wanted_members
     spec = RunLayout(layout.root).attempt(0, 0, 1).spec
     counts = Counter(read_state(layout.member(m.name), thoroughly=False).end for m in members)

@@ -24,7 +24,7 @@ from lsr_hpc.pipeline.node_worker import NodeWorker
 from lsr_hpc.settings import RunSettings
 from lsr_hpc.slurm import Node, address_towards
 
-__all__ = ["LAUNCHER", "replace_lost_workers", "start_cluster"]
+__all__ = ["LAUNCHER", "quiet_dask", "replace_lost_workers", "silence_dask", "start_cluster"]
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +92,8 @@ def start_cluster(settings: RunSettings, nodes: Sequence[Node] = ()) -> Iterator
             f"light-{node.name}-{i}": {"cls": NodeWorker, "options": there | {"node": node.name}}
             for i in numbers
         }
-    logging.getLogger("distributed").setLevel(logging.WARNING)
     with (
-        dask.config.set(_CONFIG | ({} if settings.dashboard else _NO_PAGES)),
+        quiet_dask(settings),
         _Cluster(
             scheduler={"cls": Scheduler, "options": common},
             workers={LAUNCHER: {"cls": Worker, "options": common | launcher}},
@@ -107,8 +106,27 @@ def start_cluster(settings: RunSettings, nodes: Sequence[Node] = ()) -> Iterator
         try:
             yield client
         finally:
-            # Dask has much to say of workers that end slowly.
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            silence_dask()
+
+
+def silence_dask() -> None:
+    """Before a cluster ends: Dask has much to say of workers that end slowly."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def quiet_dask(settings: RunSettings) -> Iterator[None]:
+    """Have Dask repeat nothing, show no pages unless asked to, and say little.
+
+    Args:
+        settings: Section ``[run]``.
+
+    Yields:
+        Nothing.
+    """
+    logging.getLogger("distributed").setLevel(logging.WARNING)
+    with dask.config.set(_CONFIG | ({} if settings.dashboard else _NO_PAGES)):
+        yield
 
 
 def replace_lost_workers(client: Client) -> None:

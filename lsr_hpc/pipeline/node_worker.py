@@ -25,7 +25,7 @@ from distributed.security import Security
 
 from lsr_hpc.slurm import address_towards
 
-__all__ = ["NodeWorker"]
+__all__ = ["NodeWorker", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,21 @@ def _end_with_input() -> None:
     os._exit(0)
 
 
-async def _serve(told: dict[str, Any]) -> None:
+async def _serve(told: Mapping[str, Any]) -> None:
+    async with serve(told) as worker:
+        await worker.finished()
+
+
+def serve(told: Mapping[str, Any]) -> Worker:
+    """A worker of one thread, at the one address by which it reaches the scheduler.
+
+    Args:
+        told: ``scheduler``, ``name``, ``resources``, and ``tls`` with ``ca_file``, ``cert`` and ``key``, each
+            the name of a file or its content.
+
+    Returns:
+        The worker, not yet started: it is an asynchronous context.
+    """
     address, port = told["scheduler"].removeprefix("tls://").rsplit(":", 1)
     host = address_towards(address, int(port))
     security = Security(
@@ -139,7 +153,7 @@ async def _serve(told: dict[str, Any]) -> None:
     )
     # HTTP asks for no certificate: it tells nothing.
     dask.config.set({"distributed.worker.http.routes": []})
-    async with Worker(
+    return Worker(
         told["scheduler"],
         name=told["name"],
         host=host,
@@ -150,8 +164,7 @@ async def _serve(told: dict[str, Any]) -> None:
         death_timeout=_CONNECT_S,
         protocol="tls",
         dashboard_address=f"{host}:0",
-    ) as worker:
-        await worker.finished()
+    )
 
 
 if __name__ == "__main__":

@@ -106,3 +106,63 @@ def test_forty_members_on_four_nodes_of_which_three_are_lost_on_the_way(jobs):
     assert set(Counter(done).values()) == {1}
     # Not all at once: those that were lost had to be begun again.
     assert len(list(out.root.glob("steps/start-*"))) == 4 + len(lost)
+
+
+def running(jobs) -> set[str]:
+    """Numbers of the jobs that are at work."""
+    return set(jobs.cluster.command("squeue", "--noheader", "--states=R", "--format=%i").split())
+
+
+def test_jobs_leave_when_their_controller_is_killed_or_told_to_stop(jobs):
+    job = Campaigns(jobs.home).write(
+        "problem.instance = {range = [0, 3]}", "problem.args.pause = [1.0]", ranks_per_member=1
+    )
+    out = Directory(CampaignLayout(jobs.home / "out"))
+    words = ("campaign", job, "--jobs", "1", "--out", out.root)
+
+    def at_work(tries):
+        return out.layout.root.exists() and len(list(out.root.glob("tries/*/try-*/lease"))) >= tries
+
+    controller = jobs.start(*words)
+    until(lambda: at_work(1), 60, "a member in hand")
+    controller.kill()
+    until(lambda: not running(jobs), 30, "the end of the job")
+    begun = len(list(out.root.glob("tries/*/try-*/lease")))
+    controller = jobs.start(*words)
+    until(lambda: at_work(begun + 1), 60, "a member in hand again")
+    controller.terminate()
+    assert "stopped in good order" in jobs.finished(controller, 75, 60)
+    until(lambda: not running(jobs), 20, "an empty queue")
+    assert not jobs.cluster.processes("job_worker")
+    # The key of a killed controller lets nobody in any more.
+    assert not (out.root / "steps" / "start-0002" / "tls").exists()
+
+
+def test_jobs_of_dask_jobqueue_carry_out_a_campaign_and_are_replaced(jobs):
+    campaigns = Campaigns(jobs.home)
+    job = campaigns.write(
+        "problem.instance = {range = [0, 3]}",
+        "problem.args.wave = [1.0, 1.4, 1.8]",
+        "problem.args.pause = [0.05]",
+        ranks_per_member=2,
+        members_per_step=2,
+    )
+    with job.open("a") as file:
+        file.write('\n[slurm]\nnodes = 2\ntime = "00:10:00"\n')
+    out = Directory(CampaignLayout(jobs.home / "out"))
+    controller = jobs.start("campaign", job, "--jobs", "2", "--out", out.root)
+    first = until(lambda: len(found := running(jobs)) == 2 and found, 40, "two jobs")
+    until(lambda: out.layout.members.exists() and len(out.predictors()) >= 2, 120, "some members")
+    # One is cancelled in the middle of its work.
+    jobs.cluster.command("scancel", min(first))
+    until(lambda: running(jobs) - first, 60, "another job")
+    printed = jobs.finished(controller, limit_s=240)
+    assert (out.result["status"], out.result["done"]) == ("done", 12), printed
+    assert not out.done_twice()
+    assert "jobs that have ended" in printed
+    assert "by jobs of SLURM" in printed
+    until(lambda: not running(jobs), 20, "an empty queue")
+    script = next(out.root.glob("steps/start-*/step-0000/attempt-1/command.txt")).read_text()
+    assert "--nodes=2 --ntasks=2 --ntasks-per-node=1" in script
+    assert not [p for p in out.root.rglob("*") if p.is_file() and b"PRIVATE KEY" in p.read_bytes()]
+    assert until(lambda: not jobs.cluster.processes("job_worker"), 20, "the end of the workers")
