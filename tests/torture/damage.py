@@ -2,8 +2,8 @@
 
 Three directories of the same job: finished, stopped in order, killed. One file at a time has a bit flipped,
 a byte replaced, its end cut off, bytes added, or goes. Files with a digest must be named by ``verify``; a
-changed predictor must be refused by ``predict``; and now and then the command is typed again: it must end
-with the same bytes as the undisturbed run, or refuse and name the file.
+changed predictor must be refused by ``predict``, a changed finished run by ``report``; and now and then the
+command is typed again: it must end with the same bytes as the undisturbed run, or refuse and name the file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 
 from lsr_hpc.checkpoint.writing import LATEST
 from lsr_hpc.cli import main as lsr_hpc
+from lsr_hpc.integrity import MANIFEST, read_seal
 from tests.torture.runs import JOB, TormentedRun, largest_difference
 
 __all__ = ["Count", "damaged", "has_digest", "is_noticed"]
@@ -51,6 +52,8 @@ class Count:
     noticed: int = 0
     predictor: int = 0
     refused: int = 0
+    reports: int = 0
+    not_reported: int = 0
     resumes: int = 0
     equal: int = 0
     declined: int = 0
@@ -77,11 +80,20 @@ def main() -> int:
     intact = TormentedRun(home / "intact", JOB)
     shutil.copytree(runs["finished"].layout.root, intact.layout.root)
     counts = {name: Count() for name in runs}
+    # What a report says depends on these alone.
+    reported = {*read_seal(runs["finished"].layout.root), MANIFEST, "run.json", "job.toml"}
     for number in range(options.changes):
         rng = random.Random(f"{options.seed}-{number}")
         name = list(runs)[number % len(runs)]
         does_resume = number // len(runs) % options.resume_every == 0
-        _one_change(runs[name], intact, rng, counts[name], does_resume=does_resume)
+        _one_change(
+            runs[name],
+            intact,
+            rng,
+            counts[name],
+            reported=reported if name == "finished" else set(),
+            does_resume=does_resume,
+        )
     faults = [fault for count in counts.values() for fault in count.faults]
     print(f"\n{options.changes} changes, {time.monotonic() - began:.0f} s; faults: {len(faults)}\n")
     print(_table(counts))
@@ -120,7 +132,13 @@ def _stop(run: TormentedRun) -> None:
 
 
 def _one_change(
-    run: TormentedRun, intact: TormentedRun, rng: random.Random, count: Count, *, does_resume: bool
+    run: TormentedRun,
+    intact: TormentedRun,
+    rng: random.Random,
+    count: Count,
+    *,
+    reported: set[str],
+    does_resume: bool,
 ) -> None:
     root = run.layout.root
     path = rng.choice([path for path in sorted(root.rglob("*")) if path.is_file()])
@@ -145,6 +163,12 @@ def _one_change(
                 count.refused += 1
             else:
                 count.faults.append(f"{what}: passed by predict")
+        if path.relative_to(root).as_posix() in reported:
+            count.reports += 1
+            if _is_not_reported(root):
+                count.not_reported += 1
+            else:
+                count.faults.append(f"{what}: passed by report")
         if does_resume:
             _resume(run, intact, path, what, count)
     finally:
@@ -213,6 +237,12 @@ def _is_refused(root: Path) -> bool:
     return code == 2 and not output.exists()
 
 
+def _is_not_reported(root: Path) -> bool:
+    page = root.with_name("page")
+    code, _ = _lsr("report", root, "--out", page)
+    return code == 2 and not page.exists()
+
+
 def _resume(run: TormentedRun, intact: TormentedRun, path: Path, what: str, count: Count) -> None:
     """Type the command again in a copy of the directory."""
     root = run.layout.root
@@ -247,11 +277,13 @@ def _lsr(*words: str | Path) -> tuple[int, str]:
 def _table(counts: dict[str, Count]) -> str:
     lines = [
         "| run | changes | of files with digests | noticed by verify | of the predictor | refused by predict "
-        "| started again | ended with the same bytes | refused, naming the file |",
-        "| --- " * 9 + "|",
+        "| of a report | refused by report | started again | ended with the same bytes "
+        "| refused, naming the file |",
+        "| --- " * 11 + "|",
     ]
     for name, c in counts.items():
-        cells = (c.changes, c.under_digest, c.noticed, c.predictor, c.refused, c.resumes, c.equal, c.declined)
+        cells = (c.changes, c.under_digest, c.noticed, c.predictor, c.refused, c.reports, c.not_reported)
+        cells += (c.resumes, c.equal, c.declined)
         lines.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
