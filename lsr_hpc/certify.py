@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lsr_hpc.comm import agree, all_sum, even_ranges
+from lsr_hpc.jacobian.retreat import RetreatingJacobian
 from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import PreparedProblem
 from lsr_hpc.problem import Evaluation, Field
@@ -81,7 +82,7 @@ def certify(
         solution = solution.refused(_why_worse(solution, residual_true))
         residual_true = solution.residual_before
     checks = {**checks, **_gradients(prepared, solution, r0)}
-    advice = [*solution.advice, *_advice(solution, residual_true)]
+    advice = [*solution.advice, *_advice(solution, residual_true), *_retreats(prepared)]
     to_loss = _to_loss(prepared, solution)
     errors = _relative_errors(prepared, solution, scan_errors)
     seconds = {
@@ -147,6 +148,20 @@ def _why_worse(solution: Solution, residual_true: float) -> str:
         f"{solution.residual_linear:.1e}, but that of the refined field {became}, so the start is kept; "
         "lower subspace.rank, set solver.mu, or train further"
     )
+
+
+def _retreats(prepared: PreparedProblem) -> list[str]:
+    """Where ranks ran out of memory, and what they went over to."""
+    operators = (prepared.jacobian.local, prepared.held_jacobian.local)
+    mine = [words for o in operators if isinstance(o, RetreatingJacobian) for words in o.retreats]
+    found = prepared.comm.allgather(mine[-1] if mine else "")
+    ranks = [rank for rank, words in enumerate(found) if words]
+    if not ranks:
+        return []
+    return [
+        f"memory ran out on {len(ranks)} of {len(found)} MPI ranks, and J went on {found[ranks[0]]}: lower "
+        "compute.memory_per_rank, so that the plan keeps to what there is"
+    ]
 
 
 def _to_loss(prepared: PreparedProblem, solution: Solution) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
 from lsr_hpc.jacobian.operator import JacobianOperator
 from lsr_hpc.jacobian.probe import BlockProbe
 from lsr_hpc.jacobian.restricted import RestrictedJacobian
+from lsr_hpc.jacobian.retreat import RetreatingJacobian, Rung
 from lsr_hpc.plan import MemoryPlan, Workload
 from lsr_hpc.problem import ResidualBlock
 from lsr_hpc.rows import LocalRows, RowSet, partition
@@ -39,6 +41,8 @@ _FACTORED, _FACTORED_HALF = 0.62, 3
 _EXPLICIT, _EXPLICIT_HALF = 0.8, 32
 # Part of the free memory that a representation may hold; the rest is for exchange and temporaries.
 _LARGEST_SHARE = 0.6
+# By how much tiles shrink where memory runs out all the same.
+_SMALLER = 8
 
 
 @dataclass(frozen=True)
@@ -169,8 +173,8 @@ def build(
     structures: Structures,
     plan: MemoryPlan,
     free: Tensor | None,
-) -> JacobianOperator:
-    """Make the representation for this rank's rows.
+) -> RetreatingJacobian:
+    """Make the representation for this rank's rows, with those that hold less behind it.
 
     Args:
         choice: What was chosen.
@@ -183,16 +187,40 @@ def build(
     Returns:
         The operator, its columns those of the free parameters.
     """
+    small = max(1, plan.tile_bytes // _SMALLER)
+
+    def restricted(operator: JacobianOperator) -> JacobianOperator:
+        return operator if free is None else RestrictedJacobian(operator, free)
+
+    def explicit(tile_bytes: int) -> JacobianOperator:
+        return ExplicitJacobian(model, rows, tile_bytes=tile_bytes, free=free)
+
+    def factored(tile_bytes: int, *, hold: bool) -> JacobianOperator:
+        assert not isinstance(structures, NotFactored)
+        return restricted(FactoredJacobian(model, rows, structures, tile_bytes=tile_bytes, hold=hold))
+
+    def matrix_free(tile_bytes: int, columns: int) -> JacobianOperator:
+        return restricted(MatrixFreeJacobian(model, rows, columns_per_tile=columns, tile_bytes=tile_bytes))
+
+    rungs: list[Rung] = []
     if choice.name == "explicit":
-        return ExplicitJacobian(model, rows, tile_bytes=plan.tile_bytes, free=free)
-    operator: JacobianOperator
-    if choice.name == "factored" and not isinstance(structures, NotFactored):
-        operator = FactoredJacobian(model, rows, structures, tile_bytes=plan.tile_bytes, hold=choice.hold)
-    else:
-        operator = MatrixFreeJacobian(
-            model, rows, columns_per_tile=plan.columns_per_tile, tile_bytes=plan.tile_bytes
-        )
-    return operator if free is None else RestrictedJacobian(operator, free)
+        rungs += [
+            Rung("explicit", partial(explicit, plan.tile_bytes)),
+            Rung("explicit, made in smaller tiles", partial(explicit, small)),
+        ]
+    if choice.name != "matrix_free" and not isinstance(structures, NotFactored):
+        if choice.hold:
+            rungs.append(Rung("factored", partial(factored, plan.tile_bytes, hold=True)))
+        rungs += [
+            Rung("factored, recorded for every product", partial(factored, plan.tile_bytes, hold=False)),
+            Rung("factored, in smaller tiles", partial(factored, small, hold=False)),
+        ]
+    rungs += [
+        Rung("matrix_free", partial(matrix_free, plan.tile_bytes, plan.columns_per_tile)),
+        Rung("matrix_free, in smaller tiles", partial(matrix_free, small, plan.columns_per_tile)),
+        Rung("matrix_free, column by column", partial(matrix_free, small, 1)),
+    ]
+    return RetreatingJacobian(rungs)
 
 
 def dgemm_rate(device: torch.device) -> float:

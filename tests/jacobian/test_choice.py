@@ -13,6 +13,7 @@ from lsr_hpc.errors import JobError
 from lsr_hpc.jacobian.choice import Candidate, candidates, choose
 from lsr_hpc.jacobian.examine import NotFactored
 from lsr_hpc.jacobian.explicit import ExplicitJacobian
+from lsr_hpc.jacobian.retreat import RetreatingJacobian
 from lsr_hpc.models import MLP
 from lsr_hpc.plan import workload
 from lsr_hpc.prepare import PreparedProblem, prepare
@@ -111,8 +112,9 @@ def test_memory_of_an_explicit_jacobian_is_that_of_the_free_columns(comm_self: A
     made = prepared(comm_self, "explicit", parameters=("layers.2.*",))
     n_free = 64 * 64 + 64
     assert made.representation.held_bytes == 8 * n_free * 400
-    assert isinstance(made.jacobian.local, ExplicitJacobian)
-    assert made.jacobian.local.matrix.shape == (made.fit.n_rows, n_free)
+    assert isinstance(made.jacobian.local, RetreatingJacobian)
+    assert isinstance(made.jacobian.local.operator, ExplicitJacobian)
+    assert made.jacobian.local.operator.matrix.shape == (made.fit.n_rows, n_free)
 
 
 def test_network_without_linear_layers_falls_back_and_says_why(
