@@ -33,11 +33,12 @@ ifeq ($(LSR_BIN),.venv/bin)
 	@scripts/setup.sh
 endif
 
-demo: env  ## refine a trained DeepONet for 30 unseen functions on two MPI ranks and load the predictor
+demo: env  ## refine a trained DeepONet for 30 unseen functions on two MPI ranks, use and show the predictor
 	rm -rf runs/demo runs/demo.previous
 	$(MPIEXEC) -n 2 $(LSR_BIN)/lsr-hpc refine jobs/antiderivative.toml --out runs/demo
 	$(PYTHON) -c "import numpy; numpy.save('runs/demo/points.npy', numpy.linspace(0, 1, 101)[:, None])"
 	$(LSR_BIN)/lsr-hpc predict runs/demo --input runs/demo/points.npy --output runs/demo/prediction.npy
+	$(LSR_BIN)/lsr-hpc report runs/demo
 
 lint: env  ## check style, formatting and types
 	$(PYTHON) -m ruff check --output-format concise .
