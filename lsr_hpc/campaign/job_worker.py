@@ -115,17 +115,26 @@ async def _work(options: argparse.Namespace) -> None:
         },
     }
     async with serve(told) as worker:
+
+        def leave() -> None:
+            """Begin nothing more: batches go to others, for here each would come back at once."""
+            _LEAVING.ask()
+            if worker.status == Status.running:
+                worker.status = Status.paused
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave)
         ended = asyncio.create_task(worker.finished())
         while not ended.done():
             await asyncio.wait([ended], timeout=_LOOK_EVERY_S)
             for control in ACTIVE.values():
                 control.locks.touch()
                 if control.layout.stop.exists() or (control.start[1] / STOP).exists():
-                    _LEAVING.ask()
+                    leave()
             # Without a scheduler it is about to close, and waits for the member in hand to be given up.
-            if time.monotonic() > until or worker.status != Status.running:
-                _LEAVING.ask()
-            if _LEAVING.is_set and worker.status == Status.running and worker.state.executing_count == 0:
+            is_alone = worker.status not in {Status.running, Status.paused}
+            if time.monotonic() > until or is_alone or _LEAVING.is_set:
+                leave()
+            if worker.status == Status.paused and worker.state.executing_count == 0:
                 await worker.close_gracefully()
 
 
