@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.errors import JobError
+from lsr_hpc.explaining import explaining
 from lsr_hpc.job import Job, check_instance
 from lsr_hpc.problems import PROBLEMS
 from lsr_hpc.problems.arguments import ArgumentError
 from lsr_hpc.settings import TrainingSettings
-from lsr_hpc.user_code import check_arguments, explaining, find_function
+from lsr_hpc.user_code import check_arguments, find_function
 
 if TYPE_CHECKING:
     from lsr_hpc.problem import Problem, ProblemFamily
@@ -208,7 +209,7 @@ def training_task(job: Job) -> tuple[TrainingTask, TrainingSettings]:
             f"`lsr-hpc train` re-makes {', '.join(PROBLEMS)}"
         )
     if job.train is None:
-        raise JobError("the job has no [train] section: add steps")
+        raise JobError("the job has no section [train]: add one with the number of steps")
     function = PROBLEMS[job.problem.function].training_task
     accepted = inspect.signature(function).parameters
     shared = {k: v for k, v in job.problem.args.items() if k in accepted}

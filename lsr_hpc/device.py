@@ -36,7 +36,8 @@ def choose_device(comm: MPI.Comm, wanted: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cuda" and min(comm.allgather(count)) == 0:
         raise EnvironmentProblem(
-            'compute.device = "cuda", but torch sees no GPU on at least one rank: run `lsr-hpc doctor`',
+            'compute.device = "cuda", but torch sees no GPU on at least one rank: use "auto", or see '
+            "`lsr-hpc doctor`",
             on_every_rank=True,
         )
     if wanted == "auto" and min(comm.allgather(count)) == 0:

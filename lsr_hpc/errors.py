@@ -51,9 +51,20 @@ class JobError(LsrError, ValueError):
     """The input is wrong: a job file, an argument, a model, a residual, a weights file.
 
     The message names the field, the value and the remedy. Nothing has been written.
+
+    Args:
+        *mistakes: What is wrong and what to do; several where several are found at once.
+        on_every_rank: See :class:`LsrError`.
+
+    Attributes:
+        mistakes: The same, one by one.
     """
 
     exit_code = ExitCode.BAD_INPUT
+
+    def __init__(self, *mistakes: str, on_every_rank: bool = False) -> None:
+        super().__init__("; ".join(mistakes), on_every_rank=on_every_rank)
+        self.mistakes = mistakes
 
 
 class EnvironmentProblem(LsrError, RuntimeError):

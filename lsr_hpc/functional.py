@@ -97,6 +97,11 @@ class FunctionalModel:
 
         def field(*inputs: Tensor) -> Tensor:
             output: Tensor = functional_call(self._module, tensors, inputs)
+            if not isinstance(output, Tensor):
+                raise JobError(
+                    f"the network returns a {type(output).__name__}: wrap it in a module that returns one "
+                    "tensor"
+                )
             return output
 
         return field

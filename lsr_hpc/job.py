@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lsr_hpc.errors import JobError
+from lsr_hpc.job_lines import JobLines
 from lsr_hpc.settings import (
     ComputeSettings,
     HeldOutSettings,
@@ -41,6 +42,11 @@ __all__ = [
     "unknown_key",
 ]
 
+_IF_MISSING = {
+    "problem": ': write problem = "NAME" of `lsr-hpc problems`, or "FILE.py:FUNCTION"',
+    "problem.function": ': name one of `lsr-hpc problems`, or "FILE.py:FUNCTION"',
+    "train.steps": ": write how many steps the optimiser takes",
+}
 # Part of the default run directory, and of file names beside it.
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
@@ -177,7 +183,7 @@ def load_job(
         JobError: Listing everything that is wrong.
     """
     path = Path(path)
-    table = _read_toml(path)
+    text, table = _read_toml(path)
     presets = table.pop("preset", {})
     if not isinstance(presets, Mapping):
         raise JobError(f"{path}: preset = {presets!r}: tables [preset.NAME] are expected")
@@ -190,15 +196,24 @@ def load_job(
         found = _mistakes_of(variant, path.stem)
         mistakes += [f"preset.{name}: {m}" for m in found if name != preset and m not in inherited]
     if preset is not None and preset not in presets:
-        raise JobError(f"{path} has no preset {preset!r}; it has: {', '.join(sorted(presets)) or 'none'}")
+        near = difflib.get_close_matches(preset, presets, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(sorted(presets)) or 'none'}"
+        raise JobError(f"{path} has no preset {preset!r}; {hint}")
     chosen = base if preset is None else variants.get(preset, base)
+    overridden: list[tuple[str, ...]] = []
     for override in overrides:
-        chosen = _merge(chosen, _parse_override(override))
+        parts, value = _parse_override(override)
+        overridden.append(parts)
+        for part in reversed(parts):
+            value = {part: value}
+        chosen = _merge(chosen, value)
     job = _read(Job, {"name": path.stem, **chosen}, "", mistakes)
+
+    def placed(mistakes: Sequence[str]) -> str:
+        return JobLines(str(path), text, preset, overridden).listed(mistakes)
+
     if mistakes:
-        raise JobError(
-            f"{path}: " + (mistakes[0] if len(mistakes) == 1 else "".join(f"\n  - {m}" for m in mistakes))
-        )
+        raise JobError(placed(mistakes))
     assert isinstance(job, Job)
     try:
         job = _absolute(job, path.parent)
@@ -206,7 +221,7 @@ def load_job(
             job = replace(job, campaign=with_values(job.campaign, path.parent))
         job.as_toml().encode()
     except JobError as error:
-        raise JobError(f"{path}: {error}") from error
+        raise JobError(placed(error.mistakes)) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise JobError(f"{path}: a path or text of the job cannot be used: {error}") from error
     return job
@@ -236,17 +251,18 @@ def changed_job(job: Job, settings: Mapping[str, Any], mistakes: list[str]) -> J
     return changed if isinstance(changed, Job) else None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        return text, tomllib.loads(text)
     except FileNotFoundError:
         raise JobError(
             f"job file {path} does not exist: check the path; the ready ones are in jobs/"
         ) from None
     except UnicodeDecodeError as error:
-        raise JobError(f"job file {path} is not UTF-8 text: {error}") from error
+        raise JobError(f"job file {path} is not UTF-8 text ({error}): save it as that") from error
     except OSError as error:
-        raise JobError(f"job file {path} cannot be read: {error.strerror}") from error
+        raise JobError(f"job file {path} cannot be read ({error.strerror}): name a TOML file") from error
     except (ValueError, RecursionError) as error:
         # Besides TOMLDecodeError: numbers of thousands of digits, brackets nested as deep.
         raise JobError(f"{path} is not valid TOML: {error}") from error
@@ -287,9 +303,9 @@ def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def _parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
+    parts = tuple(key.strip().split("."))
     if not equals or not all(parts):
         raise JobError(f"--set {text!r} is not understood: write --set section.key=value")
     try:
@@ -297,11 +313,9 @@ def _parse_override(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         read = {}
     parsed: Any = read["value"] if set(read) == {"value"} else value.strip()
-    if parts == ["problem"] and isinstance(parsed, str):
-        parts = ["problem", "function"]
-    for part in reversed(parts):
-        parsed = {part: parsed}
-    return dict(parsed)
+    if parts == ("problem",) and isinstance(parsed, str):
+        parts = ("problem", "function")
+    return parts, parsed
 
 
 def _read(cls: type, table: Any, where: str, mistakes: list[str]) -> Any:
@@ -319,13 +333,13 @@ def _read(cls: type, table: Any, where: str, mistakes: list[str]) -> Any:
             continue
         values[key] = convert(hints[key], value, where + key, mistakes)
     missing = [n for n, f in known.items() if n not in values and f.default is f.default_factory]
-    mistakes += [f"{where}{n} is missing" for n in missing]
+    mistakes += [f"{where}{n} is missing{_IF_MISSING.get(where + n, '')}" for n in missing]
     if len(mistakes) > before:
         return None
     try:
         return cls(**values)
     except JobError as error:
-        mistakes.append(str(error))
+        mistakes += error.mistakes
         return None
 
 
@@ -341,8 +355,20 @@ def unknown_key(label: str, key: str, known: Sequence[str]) -> str:
         The message.
     """
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"unknown key {label!r}; {hint}"
+    sections = [f"[{name}]" for name, keys in _keys_of_sections().items() if key in keys]
+    hints = [f"did you mean {near[0]!r}?"] if near else []
+    hints += [f"it is a key of {' and '.join(sections)}"] if sections else []
+    return f"unknown key {label!r}; {' or '.join(hints) or 'known: ' + ', '.join(sorted(known))}"
+
+
+def _keys_of_sections() -> dict[str, list[str]]:
+    """What the sections of a job hold."""
+    hints = typing.get_type_hints(Job)
+    kinds = {name: [*typing.get_args(hint), hint] for name, hint in hints.items()}
+    return {
+        name: [f.name for kind in of for f in (fields(kind) if hasattr(kind, "__dataclass_fields__") else ())]
+        for name, of in kinds.items()
+    }
 
 
 _PLURALS = {str: "strings", int: "integers"}

@@ -219,8 +219,9 @@ def _require_usable_jacobian(prepared: PreparedProblem) -> None:
 
     if max(prepared.comm.allgather(agree(prepared.comm, largest_image))) == 0.0:
         raise JobError(
-            f"no residual of problem {prepared.problem.name!r} changes with any parameter: a dead "
-            "network, or residuals that do not use their first argument",
+            f"no residual of problem {prepared.problem.name!r} changes with any parameter: a dead network, "
+            "residuals that do not use their first argument, or an operation without a derivative (round, "
+            "sign, argmax, a comparison, detach)",
             on_every_rank=True,
         )
 

@@ -15,6 +15,11 @@ __all__ = ["SUFFIXES", "read_points", "write_values"]
 
 SUFFIXES = (".npy", ".npz", ".csv")
 _POINTS, _VALUES = "x", "y"
+_WRITE = {
+    ".npy": "write it by numpy.save, as numbers",
+    ".npz": "write it by numpy.savez, as numbers",
+    ".csv": "write a point per line, with commas between the numbers and at most one line of names above",
+}
 
 
 def read_points(path: Path) -> NDArray[np.float64]:
@@ -32,23 +37,31 @@ def read_points(path: Path) -> NDArray[np.float64]:
         JobError: If there is no such file, or it does not hold finite real numbers.
     """
     try:
-        x: Any = _read_csv(path) if path.suffix == ".csv" else np.load(path, allow_pickle=False)
+        x: Any = _read_csv(path) if path.suffix == ".csv" else _read_numpy(path)
         if isinstance(x, np.lib.npyio.NpzFile):
             with x:
                 x = _only_array(path, x)
     except FileNotFoundError:
-        raise JobError(f"--input {path} does not exist") from None
+        raise JobError(f"--input {path} does not exist: check the path") from None
     except JobError:
         raise
     except (ValueError, OSError, EOFError) as error:
         kind = path.suffix if path.suffix in SUFFIXES else ".npy"
-        raise JobError(f"--input {path} is not a readable {kind} array: {error}") from error
+        raise JobError(f"--input {path} is not a readable {kind} array ({error}): {_WRITE[kind]}") from error
     if not isinstance(x, np.ndarray) or not np.issubdtype(x.dtype, np.number) or np.iscomplexobj(x):
-        raise JobError(f"--input {path} must be one array of real numbers")
+        raise JobError(
+            f"--input {path} holds {getattr(x, 'dtype', type(x).__name__)}: one array of real numbers is "
+            "expected"
+        )
     if x.ndim == 0 or len(x) == 0:
-        raise JobError(f"--input {path} has shape {x.shape}: give points as (n, d) or (n,)")
+        raise JobError(
+            f"--input {path} has shape {x.shape}: give points as (n, d) or (n,), at least one of them"
+        )
     if not np.isfinite(x).all():
-        raise JobError(f"--input {path} holds NaN or Inf")
+        bad = int(np.argwhere(~np.isfinite(x))[0][0])
+        raise JobError(
+            f"--input {path} holds NaN or Inf, first in point {bad} (from 0): leave such points out"
+        )
     return np.ascontiguousarray(x[:, np.newaxis] if x.ndim == 1 else x, dtype=np.float64)
 
 
@@ -85,6 +98,13 @@ def _only_array(path: Path, archive: np.lib.npyio.NpzFile) -> NDArray[Any]:
         raise JobError(f"--input {path} holds the arrays {', '.join(names)}: name the points {_POINTS!r}")
     found: NDArray[Any] = archive[name]
     return found
+
+
+def _read_numpy(path: Path) -> Any:
+    with path.open("rb") as file:
+        if not file.read(6).startswith((b"\x93NUMPY", b"PK")):
+            raise ValueError("it does not begin like one")
+    return np.load(path, allow_pickle=False)
 
 
 def _read_csv(path: Path) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from lsr_hpc.autodiff import push_forward
 from lsr_hpc.errors import JobError
+from lsr_hpc.explaining import in_one_line
 from lsr_hpc.models import ARCHITECTURES
 from lsr_hpc.params import ParameterLayout
 from lsr_hpc.problem import ModelSpec
@@ -135,8 +136,8 @@ class RefinedPredictor(nn.Module):
         manifest = read_predictor_manifest(path)
         if not 0 <= instance < manifest["n_instances"]:
             raise JobError(
-                f"instance {instance} does not exist: {path} holds {manifest['n_instances']} "
-                f"(0 to {manifest['n_instances'] - 1})"
+                f"instance {instance} does not exist: {path} holds instances 0 to "
+                f"{manifest['n_instances'] - 1}, name one of those"
             )
         return _load_instance(path, manifest, instance, model)
 
@@ -266,7 +267,10 @@ def _load_instance(
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise JobError(f"the predictor in {directory} does not fit the given network: {error}") from error
+        raise JobError(
+            f"the predictor in {directory} does not fit the given network ({in_one_line(error)}): restore "
+            "the network that was refined"
+        ) from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in manifest["trainable"])
     return RefinedPredictor(model, delta, spec)

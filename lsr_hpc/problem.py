@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lsr_hpc.errors import JobError
+from lsr_hpc.explaining import in_one_line
 
 __all__ = ["Evaluation", "Field", "ModelSpec", "Problem", "ProblemFamily", "ResidualBlock", "RowSource"]
 
@@ -207,8 +208,18 @@ def check_problem(problem: Problem) -> None:
             "set requires_grad on those that may change"
         )
     for name, parameter in problem.model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise JobError(
+                f"parameter {name!r} has no shape yet: call the model once, or load its weights, before the "
+                "problem is made"
+            )
+        if parameter.is_meta:
+            raise JobError(f"parameter {name!r} is on the meta device, without values: load its weights")
         if parameter.is_complex() or not parameter.is_floating_point():
-            raise JobError(f"parameter {name!r} has dtype {parameter.dtype}: real floating point is needed")
+            raise JobError(
+                f"parameter {name!r} has dtype {parameter.dtype}: real floating point is needed; keep "
+                "integers in buffers, and real and imaginary parts as two parameters"
+            )
         if not bool(torch.isfinite(parameter).all()):
             raise JobError(
                 f"parameter {name!r} holds NaN or Inf: the model is not a trained state; "
@@ -237,6 +248,18 @@ def _check_block(block: ResidualBlock) -> None:
                 f"residual block {block.name!r}: data[{i}] has {source.shape[0]} rows but points "
                 f"has {block.n_points}; both are indexed by the same global point number"
             )
+    for name, source in [("points", block.points), *((f"data[{i}]", d) for i, d in enumerate(block.data))]:
+        _check_numbers(f"residual block {block.name!r}: {name}", source)
+
+
+def _check_numbers(label: str, source: RowSource) -> None:
+    """Refuse rows that no tensor can hold: text, objects."""
+    try:
+        as_tensor(source[_index_for(source, np.zeros(1, dtype=np.int64))])
+    except Exception as error:
+        raise JobError(
+            f"{label} cannot be made a tensor ({in_one_line(error)}): give a tensor or an array of numbers"
+        ) from error
 
 
 def _check_evaluation(evaluation: Evaluation) -> None:
@@ -249,8 +272,10 @@ def _check_evaluation(evaluation: Evaluation) -> None:
             raise JobError(f"{name} is empty: give at least one point, or evaluation=None")
         if values.shape[0] != evaluation.n_points:
             raise JobError(
-                f"{name} has {values.shape[0]} rows, evaluation.reference has {evaluation.n_points}"
+                f"{name} has {values.shape[0]} rows, evaluation.reference has {evaluation.n_points}: give a "
+                "row of each for every point"
             )
+        _check_numbers(name, values)
         if not bool(torch.isfinite(as_tensor(values[:])).all()):
             raise JobError(f"{name} holds NaN or Inf: clean the evaluation data")
 
@@ -273,7 +298,8 @@ def check_outputs(evaluation: Evaluation, field: Field, device: torch.device) ->
             outputs = field(*(t.to(device) for t in inputs))
     except Exception as error:
         raise JobError(
-            f"the model failed on evaluation.inputs of shape {shapes}: {type(error).__name__}: {error}"
+            f"the model failed on evaluation.inputs of shape {shapes}: {in_one_line(error)}; give what the "
+            "model is called with"
         ) from error
     if outputs.shape != reference.shape:
         raise JobError(

@@ -32,6 +32,12 @@ __all__ = [
 RUN_MARKER = "result.json"
 # In the name of a directory that is being filled.
 RUNNING = ".running-"
+# Directories of other commands, by a file in them.
+_KINDS = {
+    "run.json": "rounds of `lsr-hpc run`",
+    "campaign.json": "a campaign",
+    RUN_MARKER: "a refinement",
+}
 # Room for what is put around a name: ".previous", ".NAME.running-01234567".
 _LONGEST_NAME = 200
 
@@ -64,7 +70,7 @@ def check_directory(place: Path, marker: str, label: str = "directory") -> Path:
         if os.path.ismount(final):
             raise JobError(f"{what} is a mount point, which cannot be renamed: name a directory inside it")
         if not _is_free(final, marker):
-            raise JobError(f"{what} is not empty and not a run of lsr-hpc: name another directory")
+            raise JobError(f"{what} {_kind_of(final)}: name another directory")
         if final.exists() and any(final.iterdir()) and not _is_free(_previous(final), marker):
             raise JobError(
                 f"{what}: what is there would become {_previous(final)}, which is something else and not of "
@@ -125,7 +131,7 @@ def _resolved(place: Path, label: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise JobError(f"{label} {place} cannot be used: {error}") from error
     if len(os.fsencode(final.name)) > _LONGEST_NAME:
-        raise JobError(f"{label} {place}: the name is longer than {_LONGEST_NAME} bytes")
+        raise JobError(f"{label} {place}: the name is longer than {_LONGEST_NAME} bytes, use a shorter one")
     return final
 
 
@@ -135,6 +141,14 @@ def _check_parent(final: Path, what: str) -> None:
         raise JobError(f"{what}: {parent} is a file; name a place in a directory")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise JobError(f"{what}: no permission to write in {parent}; name another place")
+
+
+def _kind_of(directory: Path) -> str:
+    """What a directory is that may not be replaced."""
+    for marker, kind in _KINDS.items():
+        if (directory / marker).exists():
+            return f"holds {kind}"
+    return "is not empty and not a run of lsr-hpc"
 
 
 def _is_free(directory: Path, marker: str) -> bool:

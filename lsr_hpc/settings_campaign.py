@@ -76,7 +76,7 @@ class CampaignSettings:
             if [other for other, _ in found].count(name) > 1:
                 mistakes.append(f"campaign.axes: {name} is there twice")
         if mistakes:
-            raise JobError("; ".join(dict.fromkeys(mistakes)))
+            raise JobError(*dict.fromkeys(mistakes))
         object.__setattr__(self, "axes", dict(found))
 
 
@@ -103,7 +103,7 @@ def with_values(settings: CampaignSettings, base: Path) -> CampaignSettings:
     if not mistakes:
         mistakes = _size_complaints(settings.combine, axes)
     if mistakes:
-        raise JobError("; ".join(mistakes))
+        raise JobError(*mistakes)
     return replace(settings, axes=axes)
 
 
@@ -163,7 +163,8 @@ def _values(name: str, source: Any, base: Path) -> tuple[list[Any], Path]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise JobError(f"{label} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise JobError(f"{label} cannot be read ({reason}): its path is relative to the job file") from error
     readers = {".txt": _lines, ".json": _json_list, ".csv": _csv_column}
     if path.suffix not in readers:
         raise JobError(f"{label}: a file that ends in .txt, .json or .csv is expected")

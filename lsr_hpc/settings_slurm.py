@@ -118,7 +118,7 @@ class SlurmSettings:
         except JobError as error:
             mistakes.append(str(error))
         if mistakes:
-            raise JobError("; ".join(mistakes))
+            raise JobError(*mistakes)
 
 
 def seconds_of(time: str) -> int:

@@ -45,7 +45,7 @@ def read_site(name: str) -> dict[str, Any]:
         there = sorted(p.stem for p in sites_directory().glob("*.toml"))
         raise JobError(
             f"--site {name!r}: there is no such profile in {sites_directory()}; there are: "
-            f"{', '.join(there) or 'none'}"
+            f"{', '.join(there) or 'none'}; write {name}.toml there with sections [slurm] and [run]"
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -32,10 +33,14 @@ __all__ = [
     "other_nodes",
     "queued_numbers",
     "refuse_queued",
+    "require_commands",
     "submit_script",
 ]
 
 _LIMIT_S = 20.0
+_NO_CLUSTER = (
+    "{} is not on PATH: is this a node of a SLURM cluster? Without one use `lsr-hpc run` or `refine`"
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,16 @@ class Queued:
     number: str
     state: str
     reason: str
+
+
+def require_commands() -> None:
+    """Look for what submits jobs, before anything is written.
+
+    Raises:
+        EnvironmentProblem: If it is not there.
+    """
+    if shutil.which("sbatch") is None:
+        raise EnvironmentProblem(_NO_CLUSTER.format("sbatch"))
 
 
 def submit_script(submission: Submission) -> str:
@@ -289,9 +304,7 @@ def _ask(command: list[str]) -> str:
             command, capture_output=True, text=True, timeout=_LIMIT_S, stdin=subprocess.DEVNULL, check=False
         )
     except FileNotFoundError as error:
-        raise EnvironmentProblem(
-            f"{command[0]} is not on PATH: is this a node of a SLURM cluster?"
-        ) from error
+        raise EnvironmentProblem(_NO_CLUSTER.format(command[0])) from error
     except subprocess.TimeoutExpired as error:
         raise EnvironmentProblem(f"{command[0]} has not answered for {_LIMIT_S:g} s: try again") from error
     if done.returncode:

@@ -100,8 +100,8 @@ def read_tensors(
         raise
     except (SafetensorError, OSError, ValueError) as error:
         raise JobError(
-            f"{path} is not a readable safetensors file ({error}); convert a state_dict with "
-            "safetensors.torch.save_file"
+            f"{path} is cut off, or no safetensors file ({error}): restore it; a state_dict of torch.save is "
+            "converted by safetensors.torch.save_file"
         ) from error
 
 

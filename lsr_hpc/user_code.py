@@ -12,62 +12,19 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lsr_hpc.errors import JobError, LsrError
+from lsr_hpc.errors import JobError
+from lsr_hpc.explaining import explaining
 from lsr_hpc.job import convert, unknown_key
 from lsr_hpc.problems import PROBLEMS
 
-__all__ = ["check_arguments", "explaining", "find_function"]
+__all__ = ["check_arguments", "find_function"]
 
-_LIBRARIES = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
-_INSTALLED = {"site-packages", "dist-packages"}
 _PLAIN = {t.__name__: t for t in (int, float, str, bool)}
-
-
-@contextmanager
-def explaining(what: str) -> Iterator[None]:
-    """Turn any error of the user's code into one that says what failed, where and how.
-
-    Args:
-        what: What was being done, as the beginning of the message.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        LsrError: One of ours, as it is.
-        JobError: For every other exception and for ``sys.exit``; only Ctrl-C passes.
-    """
-    try:
-        yield
-    except LsrError:
-        raise
-    except SystemExit as error:
-        raise JobError(
-            f"{what} called sys.exit({error.code!r}){_where(error)}: raise an exception instead"
-        ) from error
-    except Exception as error:
-        message = " ".join(str(error).split())
-        raise JobError(f"{what} failed{_where(error)}: {type(error).__name__}: {message}") from error
-
-
-def _where(error: BaseException) -> str:
-    """The innermost line that is neither ours nor of an installed library."""
-    if isinstance(error, SyntaxError):
-        return f" at {error.filename}:{error.lineno}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        is_library = any(map(file.is_relative_to, _LIBRARIES)) or not _INSTALLED.isdisjoint(file.parts)
-        if file.is_file() and not is_library:
-            return f" at {file}:{frame.lineno}"
-    return ""
 
 
 def find_function(name: str, path: str | None = None) -> Callable[..., Any]:
@@ -89,6 +46,8 @@ def find_function(name: str, path: str | None = None) -> Callable[..., Any]:
     if not colon:
         near = difflib.get_close_matches(name, list(PROBLEMS), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(PROBLEMS)}."
+        if name.endswith(".py"):
+            raise JobError(f'problem.function = {name!r} names a file alone: write "{name}:FUNCTION"')
         raise JobError(
             f"problem.function = {name!r} is not known; {hint} "
             'Or write "file.py:function" or "package.module:function"'
@@ -174,7 +133,7 @@ def check_arguments(
             unknown_key(f"{label}.{k}", k, list(parameters)) for k in arguments if k not in parameters
         ]
     mistakes += [
-        f"{label}.{k} is missing"
+        f"{label}.{k} is missing: the function has no default for it, write it into [{label}]"
         for k, p in parameters.items()
         if p.default is p.empty and k not in arguments and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}
     ]
@@ -191,4 +150,4 @@ def check_arguments(
             given = "problem.weights as first argument and " if positional else ""
             mistakes.append(f"{given}{label} do not fit the function {function.__name__}{signature}: {error}")
     if mistakes:
-        raise JobError("; ".join(mistakes))
+        raise JobError(*mistakes)

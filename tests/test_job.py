@@ -135,7 +135,7 @@ def test_file_that_is_no_text_or_no_file_is_refused(tmp_path: Path) -> None:
 
     assert load_job(tmp_path / "bom.toml").problem.function == "antiderivative"
     assert "not UTF-8 text" in refusal(tmp_path / "latin.toml")
-    assert "cannot be read: Is a directory" in refusal(tmp_path)
+    assert "cannot be read (Is a directory)" in refusal(tmp_path)
     assert "does not exist" in refusal(tmp_path / "nowhere.toml")
 
 

@@ -102,7 +102,7 @@ def member_job(base: Job, settings: Mapping[str, Any]) -> Job:
     mistakes: list[str] = []
     job = changed_job(replace(base, campaign=None), settings, mistakes)
     if job is None:
-        raise JobError("; ".join(mistakes))
+        raise JobError(*mistakes)
     return job
 
 

@@ -143,7 +143,8 @@ def read_record(layout: CampaignLayout) -> CampaignRecord:
     """
     if not layout.record.is_file():
         raise JobError(
-            f"{layout.root} is no directory of `lsr-hpc campaign`: there is no {layout.record.name}"
+            f"{layout.root} is no directory of `lsr-hpc campaign` (there is no {layout.record.name} in it): "
+            "give what was its --out"
         )
     content = read_manifest(layout.record)
     if (content.pop("kind", None), content.pop("schema", None)) != (_KIND, _SCHEMA):

@@ -43,7 +43,9 @@ def run(options: argparse.Namespace) -> int:
         return int(ExitCode.DONE)
     is_going = _is_going(layout)
     if not (found or is_going):
-        raise JobError(f"{layout.root} has no log, and no job or controller that would write one")
+        raise JobError(
+            f"{layout.root} has no log, and no job or controller that would write one: give the run directory"
+        )
     with suppress(KeyboardInterrupt):
         while is_going:
             asked = time.monotonic()

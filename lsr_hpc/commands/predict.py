@@ -81,7 +81,8 @@ def _explaining_points(x: Tensor) -> Iterator[None]:
         kind = "" if isinstance(error, LsrError) else f"{type(error).__name__}: "
         message = " ".join(str(error).split())
         raise JobError(
-            f"--input: points of shape {tuple(x.shape)} do not fit the network: {kind}{message}"
+            f"--input: points of shape {tuple(x.shape)} do not fit the network ({kind}{message}): give what "
+            "it is called with"
         ) from error
 
 

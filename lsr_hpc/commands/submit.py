@@ -14,7 +14,7 @@ from lsr_hpc.pipeline.layout import RunLayout
 from lsr_hpc.pipeline.record import check_same_job, read_record
 from lsr_hpc.publish import RUN_MARKER, check_directory, publish_text
 from lsr_hpc.sites import read_site
-from lsr_hpc.slurm import Submission, refuse_queued, submit_script
+from lsr_hpc.slurm import Submission, refuse_queued, require_commands, submit_script
 
 __all__ = ["resubmit", "submit"]
 
@@ -53,6 +53,7 @@ def submit(options: argparse.Namespace) -> int:
     if layout.stop.exists():
         raise JobError(f"{layout.stop} asks for a stop: `lsr-hpc resume {layout.root} --submit` goes on")
     refuse_queued(submission)
+    require_commands()
     try:
         submission.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path, text in {submission.job: job.as_toml(), submission.script: script}.items():
@@ -78,7 +79,9 @@ def resubmit(options: argparse.Namespace) -> int:
     layout = RunLayout(options.run.absolute())
     submission = Submission(layout.root)
     if not submission.script.is_file():
-        raise JobError(f"{submission.script} does not exist: the run was not begun by `lsr-hpc submit`")
+        raise JobError(
+            f"{submission.script} does not exist: the run was not begun by submit; go on without --submit"
+        )
     if options.ranks is not None:
         raise JobError(
             "--ranks goes with the number of tasks of a job: change [slurm] and submit the job again"

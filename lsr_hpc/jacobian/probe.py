@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from lsr_hpc.autodiff import pull_back, push_forward
 from lsr_hpc.errors import JobError
+from lsr_hpc.explaining import in_one_line, line_of
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.problem import ResidualBlock
 
@@ -107,6 +108,7 @@ def probe_block(block: ResidualBlock, model: FunctionalModel) -> BlockProbe:
             f"residual block {block.name!r} writes into its points or data: it is called many times on the "
             "same tensors, so use no in-place operations on them"
         )
+    _check_repeatable(block, values, _call(block, model, tensors))
     if n > 1:
         _check_independence(block, values, _call(block, model, tuple(t[: n // 2] for t in tensors)))
 
@@ -123,14 +125,14 @@ def probe_block(block: ResidualBlock, model: FunctionalModel) -> BlockProbe:
 
 
 def _call(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor, ...]) -> Tensor:
+    points = tensors[0]
+    what = f"residual block {block.name!r} failed on {len(points)} points of shape {tuple(points.shape)}"
     try:
         with torch.no_grad():
             return block.residual(model.field(), *tensors)
     except Exception as error:
-        raise JobError(
-            f"residual block {block.name!r} failed on {tensors[0].shape[0]} points of shape "
-            f"{tuple(tensors[0].shape)}: {type(error).__name__}: {error}"
-        ) from error
+        how = "it is called as residual(u, points, *data) with u the network"
+        raise JobError(f"{what}{line_of(error)}: {in_one_line(error)}; {how}") from error
 
 
 def _check_values(block: ResidualBlock, values: Any, n: int) -> None:
@@ -151,6 +153,22 @@ def _check_values(block: ResidualBlock, values: Any, n: int) -> None:
         )
 
 
+def _tolerance(values: Tensor) -> float:
+    # A residual far smaller than the output that it is a difference of holds few digits.
+    return 1e-12 + 1e-6 * float(values.abs().nan_to_num(0.0, 0.0).max())
+
+
+def _check_repeatable(block: ResidualBlock, values: Tensor, again: Tensor) -> None:
+    """Compare two calls on the same points: nothing may be drawn, counted or remembered."""
+    _check_values(block, again, len(values))
+    same = again.shape == values.shape
+    if not same or not torch.allclose(again, values, rtol=0.0, atol=_tolerance(values), equal_nan=True):
+        raise JobError(
+            f"residual block {block.name!r} returned other values when it was called again on the same "
+            "points: no random numbers, dropout or counters in residual and network"
+        )
+
+
 def _check_independence(block: ResidualBlock, values: Tensor, head: Tensor) -> None:
     """Compare a batch with its first half: the values of a point must not change."""
     _check_values(block, head, len(values) // 2)
@@ -159,9 +177,7 @@ def _check_independence(block: ResidualBlock, values: Tensor, head: Tensor) -> N
             f"residual block {block.name!r} returned shape {tuple(values.shape)} for {len(values)} points "
             f"and {tuple(head.shape)} for {len(head)}: probably (n, 1) and (n,) were broadcast to (n, n)"
         )
-    # A residual far smaller than the output that it is a difference of holds few digits.
-    tolerance = 1e-12 + 1e-6 * float(values.abs().nan_to_num(0.0, 0.0).max())
-    if not torch.allclose(head, values[: len(head)], rtol=0.0, atol=tolerance, equal_nan=True):
+    if not torch.allclose(head, values[: len(head)], rtol=0.0, atol=_tolerance(values), equal_nan=True):
         raise JobError(
             f"residual block {block.name!r}: the residual at a point changes with the other points of "
             "its batch; row i may depend on point i alone (no batch statistics, no sums over points)"
@@ -178,11 +194,7 @@ def _count(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor, 
                 lambda p: block.residual(model.field_of_tensors(p), *tensors), model.theta0_tensors, tangent
             )
     except Exception as error:
-        raise JobError(
-            f"residual block {block.name!r} cannot be differentiated with respect to the parameters by "
-            f"torch.func.jvp: {type(error).__name__}: {error}. Use torch.func (or lsr_hpc.derivatives) for "
-            "input derivatives, and no in-place or data-dependent operations"
-        ) from error
+        raise _not_differentiable(block, "jvp", error) from error
     return counter.flops, counter.peak
 
 
@@ -202,8 +214,12 @@ def _touched(block: ResidualBlock, model: FunctionalModel, tensors: tuple[Tensor
             touched |= model.layout.flatten(pull(cotangent.reshape(values.shape))) != 0
         return touched
     except Exception as error:
-        raise JobError(
-            f"residual block {block.name!r} cannot be differentiated with respect to the parameters by "
-            f"torch.func.vjp: {type(error).__name__}: {error}. Use torch.func (or lsr_hpc.derivatives) for "
-            "input derivatives"
-        ) from error
+        raise _not_differentiable(block, "vjp", error) from error
+
+
+def _not_differentiable(block: ResidualBlock, how: str, error: Exception) -> JobError:
+    return JobError(
+        f"residual block {block.name!r} cannot be differentiated with respect to the parameters by "
+        f"torch.func.{how}{line_of(error)}: {in_one_line(error)}; stay in torch, take input derivatives by "
+        "lsr_hpc.derivatives or torch.func, and do nothing in place or by the values"
+    )

@@ -31,6 +31,11 @@ def describe(job: Job) -> tuple[str, int]:
     from lsr_hpc.build import build_problem
 
     family = build_problem(job)
+    if job.rounds.resample and family.instance(0).resample is None:
+        raise JobError(
+            f"iterate.resample = true, but problem {family.name!r} has fixed points: leave it out, or give "
+            "Problem.resample"
+        )
     return family.name, family.n_instances
 
 

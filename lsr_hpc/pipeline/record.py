@@ -15,7 +15,7 @@ from lsr_hpc import __version__
 from lsr_hpc.errors import EnvironmentProblem, JobError
 from lsr_hpc.job import Job, load_job
 from lsr_hpc.pipeline.layout import RunLayout
-from lsr_hpc.publish import publish_file, publish_text
+from lsr_hpc.publish import RUN_MARKER, publish_file, publish_text
 from lsr_hpc.store import file_digest, read_manifest, write_manifest
 
 __all__ = [
@@ -104,9 +104,7 @@ def read_record(layout: RunLayout) -> RunRecord:
         JobError: If the directory is not one of ``lsr-hpc run``, or its identity is damaged.
     """
     if not layout.run.is_file():
-        raise JobError(
-            f"{layout.root} is no run directory of `lsr-hpc run`: there is no {layout.run.name} in it"
-        )
+        raise JobError(_no_run(layout))
     content = read_manifest(layout.run)
     if content.get("kind") != _KIND or content.get("schema") != _SCHEMA:
         raise JobError(
@@ -114,6 +112,17 @@ def read_record(layout: RunLayout) -> RunRecord:
             f"{content.get('schema')!r}): use the lsr_hpc that wrote it"
         )
     return RunRecord(**{name: content[name] for name in RunRecord.__dataclass_fields__})
+
+
+def _no_run(layout: RunLayout) -> str:
+    root = layout.root
+    if (root / RUN_MARKER).is_file():
+        return (
+            f"{root} is of `lsr-hpc refine`, which is done at once and has no rounds: see "
+            f"`lsr-hpc report {root}`"
+        )
+    missing = f"there is no {layout.run.name} in it" if root.is_dir() else "it does not exist"
+    return f"{root} is no run directory of `lsr-hpc run` ({missing}): give what was its --out"
 
 
 def stored_job(layout: RunLayout, record: RunRecord, overrides: list[str]) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from math import inf
 from typing import Any
 
@@ -62,7 +63,9 @@ def choice(section: str, key: str, value: Any, allowed: tuple[str, ...]) -> list
     """
     if value in allowed:
         return []
-    return [f"{section}.{key} = {value!r}: use one of {', '.join(map(repr, allowed))}"]
+    near = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return [f"{section}.{key} = {value!r}: {hint}use one of {', '.join(map(repr, allowed))}"]
 
 
 def at_least(section: str, settings: object, **lowest: float) -> list[str]:
@@ -97,4 +100,4 @@ def refuse(*complaints: list[str]) -> None:
     """
     mistakes = [text for complaint in complaints for text in complaint]
     if mistakes:
-        raise JobError("; ".join(mistakes))
+        raise JobError(*mistakes)

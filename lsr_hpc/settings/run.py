@@ -83,4 +83,6 @@ class RunSettings:
             else [],
         )
         if self.launcher == "local" and self.ranks != 1:
-            raise JobError(f'run.launcher = "local" starts one rank, not run.ranks = {self.ranks}')
+            raise JobError(
+                f'run.launcher = "local" starts one rank, not run.ranks = {self.ranks}: use "mpiexec", or one'
+            )
