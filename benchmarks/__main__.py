@@ -18,6 +18,7 @@ _SUMMARIES = {
     "iterative": "rounds of refinement and alignment against continued training at equal seconds",
     "pipeline": "what controller, launch and checkpoints add to the rounds of a whole run",
     "predictor": "seconds and memory of the refined predictor over those of the plain network",
+    "phases": "what counting flops, messages and seconds by phase costs",
     "memory": "a Jacobian ten times larger than the memory budget",
     "results": "every shipped job beside the published figures (docs/results.md)",
 }

@@ -13,7 +13,6 @@ import numpy as np
 from benchmarks.arms import Arm, Measurement, best_of, run_arm
 from benchmarks.cases import Case, load
 from benchmarks.cost_model import gather_bytes, tsqr_bytes
-from benchmarks.counting import counting
 from benchmarks.record import Column, Record
 
 __all__ = ["COLUMNS", "draw", "run"]
@@ -109,28 +108,32 @@ def measure(case: Case) -> Measurement:
     from lsr_hpc.oneshot import refine
     from lsr_hpc.petsc import start
     from lsr_hpc.prepare import prepare
+    from lsr_hpc.traffic import Traffic, counted, traffic_of
 
     start()
     world = MPI.COMM_WORLD
-    comm, traffic = counting(world)
+    comm = counted(world)
+    traffic = traffic_of(comm)
     problem, settings = load(case)
     refine(problem, world, settings=settings)
-    traffic.phase = "refine"
+    received: dict[str, Traffic] = {}
+    before = traffic.copy()
     result = refine(problem, comm, settings=settings)
+    received["refine"] = traffic.since(before)
 
-    traffic.phase = "prepare"
     prepared = prepare(problem, comm, settings)
     jacobian = prepared.jacobian
     lo, hi = jacobian.my_parameters
     width = prepared.settings.subspace.rank
     v_local = np.ones((width, hi - lo))
-    traffic.phase = "sweep"
+    before = traffic.copy()
     image = jacobian.jv(v_local)
     jacobian.jtu(image)
-    traffic.phase = "timing"
+    received["sweep"] = traffic.since(before)
     sweep_s, _ = best_of(lambda: jacobian.jtu(jacobian.jv(v_local)), world, repeats=10)
-    traffic.phase = "tsqr"
+    before = traffic.copy()
     reduce_rows(comm, image, np.ones(jacobian.local.n_rows), prepared.fit_rows.n_rows)
+    received["tsqr"] = traffic.since(before)
 
     found: Measurement = {
         "seconds": result.seconds["total"],
@@ -143,9 +146,9 @@ def measure(case: Case) -> Measurement:
         "sweep_model_bytes": 2 * gather_bytes(width, jacobian.local.n_parameters, world.size),
         "tsqr_model_bytes": tsqr_bytes(width + 1, world.size),
     }
-    for phase in ("refine", "sweep", "tsqr"):
-        for name, counts in {"bytes": traffic.received_bytes, "messages": traffic.messages}.items():
-            found[f"{phase}_{name}"] = max(world.allgather(counts.get(phase, 0)))
+    for phase, of in received.items():
+        for name, count in {"bytes": of.received_bytes, "messages": of.messages}.items():
+            found[f"{phase}_{name}"] = max(world.allgather(count))
     return found
 
 

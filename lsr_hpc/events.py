@@ -7,17 +7,12 @@ an empty list.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-__all__ = ["TIMELINE", "Event", "Listener", "PhaseRecorder", "append_timeline", "emit", "listening"]
-
-# Phases of all MPI ranks, one line each.
-TIMELINE = "timeline.jsonl"
+__all__ = ["Event", "Listener", "emit", "listening"]
 
 Event = Mapping[str, Any]
 """JSON types: ``event`` (its kind), ``time`` (seconds since the epoch), and what belongs to the kind."""
@@ -55,42 +50,3 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
-
-
-class PhaseRecorder:
-    """Keeps the phases that have ended, for the timeline of a run."""
-
-    def __init__(self) -> None:
-        self._ended: list[Event] = []
-
-    def __call__(self, event: Event) -> None:
-        """Keep the event if it ends a phase."""
-        if event["event"] == "phase ended":
-            self._ended.append(event)
-
-    def take(self) -> list[Event]:
-        """What has ended since the last call, in order.
-
-        Returns:
-            Events with ``phase``, ``begin`` and ``end`` (seconds since the epoch) and ``peak_rss_bytes``.
-        """
-        taken, self._ended = self._ended, []
-        return taken
-
-
-def append_timeline(path: Path, phases_of_ranks: Sequence[Sequence[Event]]) -> None:
-    """Append phases to a file, one line of JSON each.
-
-    Args:
-        path: The file.
-        phases_of_ranks: What :meth:`PhaseRecorder.take` returned on every MPI rank, in rank order.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    names = ("phase", "begin", "end", "peak_rss_bytes")
-    with path.open("a", encoding="utf-8") as file:
-        for mpi_rank, phases in enumerate(phases_of_ranks):
-            for event in phases:
-                line = {"mpi_rank": mpi_rank, **{name: event[name] for name in names}}
-                file.write(json.dumps(line, allow_nan=False) + "\n")

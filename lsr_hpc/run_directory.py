@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.errors import EnvironmentProblem, JobError
-from lsr_hpc.events import TIMELINE, Event, append_timeline
+from lsr_hpc.events import Event
 from lsr_hpc.field_sample import write_fields
 from lsr_hpc.integrity import seal
 from lsr_hpc.job import Job
 from lsr_hpc.params import digest
+from lsr_hpc.phase_record import TIMELINE, append_timeline
+from lsr_hpc.phase_table import PhaseCost, phases_as_json
 from lsr_hpc.predictor import RefinedPredictor, save_predictors
 from lsr_hpc.publish import RUN_MARKER, PendingDirectory
 from lsr_hpc.report_text import mean
@@ -48,6 +50,7 @@ class FinishedRun:
         threads: Threads per rank.
         wall_s: Wall time of everything, in seconds.
         peak_rss_bytes: Largest resident memory of a rank.
+        phases: What the phases have cost.
     """
 
     job: Job
@@ -58,6 +61,7 @@ class FinishedRun:
     threads: int
     wall_s: float
     peak_rss_bytes: int
+    phases: Sequence[PhaseCost] = ()
 
 
 class RunDirectory:
@@ -218,6 +222,7 @@ def _result_json(run: FinishedRun) -> dict[str, Any]:
         "total": run.wall_s,
     }
     content["peak_rss_bytes"] = run.peak_rss_bytes
+    content["phases"] = phases_as_json(run.phases)
     content["versions"] = versions(with_solvers=True)
     return content
 

@@ -36,6 +36,10 @@ class DenseOperator:
     def n_parameters(self) -> int:
         return int(self.matrix.shape[1])
 
+    @property
+    def flops_per_column(self) -> float:
+        return 2.0 * self.matrix.numel()
+
     def jv(self, v: Tensor) -> Tensor:
         return v @ self.matrix.T
 

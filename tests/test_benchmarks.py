@@ -21,7 +21,7 @@ from lsr_hpc import Evaluation, Problem, ResidualBlock
 from lsr_hpc.settings import HeldOutSettings, RefineSettings, SubspaceSettings
 
 REPOSITORY = Path(__file__).parents[1]
-NAMES = ["oneshot", "subspace", "products", "scaling", "pipeline", "predictor", "memory"]
+NAMES = ["oneshot", "subspace", "products", "scaling", "pipeline", "predictor", "phases", "memory"]
 
 
 def run_here(arm):

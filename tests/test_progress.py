@@ -13,7 +13,8 @@ import pytest
 
 import lsr_hpc.progress
 from lsr_hpc import refine
-from lsr_hpc.events import PhaseRecorder, emit, listening
+from lsr_hpc.events import emit, listening
+from lsr_hpc.phase_record import PhaseRecorder
 from lsr_hpc.progress import LiveProgress
 from tests.test_refine import problem, settings
 

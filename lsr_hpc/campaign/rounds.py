@@ -155,7 +155,7 @@ def _deliver(
     returned: dict[str, Any] = {}
     for function in job.run.at_end:
         returned |= call_at_end(function, str(layout.root), results)
-    content = run_result(record, job.run.ranks, outcomes) | returned
+    content = run_result(record, job.run.ranks, outcomes, layout.timelines) | returned
     write_run_result(layout.result, content)
     seal_run(layout)
     return returned

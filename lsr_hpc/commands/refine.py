@@ -17,7 +17,7 @@ import traceback
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.build import build_problem
 from lsr_hpc.console import log_level, say
@@ -61,7 +61,9 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f"lsr-hpc: mpi4py cannot be imported ({error}): run `lsr-hpc doctor`", file=sys.stderr)
         return int(ExitCode.ENVIRONMENT)
-    comm = MPI.COMM_WORLD
+    from lsr_hpc.traffic import counted
+
+    comm = counted(MPI.COMM_WORLD)
     try:
         _check_world(comm)
         return _run(options, comm)
@@ -255,13 +257,16 @@ def refine_family(
     import torch
 
     from lsr_hpc.comm import agree, on_first
-    from lsr_hpc.events import PhaseRecorder, emit, listening
+    from lsr_hpc.events import emit, listening
     from lsr_hpc.oneshot import refine
+    from lsr_hpc.phase_record import PhaseRecorder, timeline_lines
+    from lsr_hpc.phase_table import phase_costs, phases_as_text
     from lsr_hpc.plan import peak_rss_bytes
     from lsr_hpc.predictor import RefinedPredictor
     from lsr_hpc.report_text import headline, instance_line, summary_lines
     from lsr_hpc.run_directory import FinishedRun
     from lsr_hpc.snapshot import no_boundary
+    from lsr_hpc.traffic import traffic_of
 
     started = time.perf_counter()
     is_printing = comm.rank == 0 and not quiet
@@ -272,15 +277,18 @@ def refine_family(
         logging.getLogger("lsr_hpc.phases").setLevel(logging.WARNING)
     results: list[RefineResult] = []
     predictors: list[RefinedPredictor] = []
+    timeline: list[dict[str, Any]] = []
     for i in range(family.n_instances):
         emit("instance", number=i + 1, of=family.n_instances)
         problem = agree(comm, partial(family.instance, i))
         on_first(comm, partial(_check_alike, problem, predictors))
-        recorder = PhaseRecorder()
+        recorder = PhaseRecorder(traffic_of(comm))
         with listening(recorder):
             result = refine(problem, comm, settings=job.refine_settings, boundary=boundary or no_boundary)
         results.append(result)
         phases = comm.gather(recorder.take(), root=0)
+        for mpi_rank, ended in enumerate(phases or []):
+            timeline += timeline_lines(mpi_rank, ended)
         on_first(comm, partial(_record, directory, i, result, phases))
         if is_printing:
             if i == 0:
@@ -291,6 +299,7 @@ def refine_family(
                 RefinedPredictor(problem.model, torch.from_numpy(result.delta), problem.model_spec)
             )
         on_first(comm, partial(_record_fields, directory, i, problem, predictors, family.n_instances))
+    costs = phase_costs(timeline)
     run = FinishedRun(
         job=job,
         name=family.name,
@@ -300,8 +309,12 @@ def refine_family(
         threads=threads,
         wall_s=time.perf_counter() - started,
         peak_rss_bytes=max(comm.allgather(peak_rss_bytes())),
+        phases=costs,
     )
     on_first(comm, partial(_finish, directory, run))
+    if is_printing and verbose:
+        for line in phases_as_text(costs):
+            say(line)
     if comm.rank == 0:
         for line in summary_lines(results, out, run.wall_s, run.peak_rss_bytes):
             say(line)

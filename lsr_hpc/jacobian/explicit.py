@@ -55,6 +55,11 @@ class ExplicitJacobian:
         """Number of unknowns P'."""
         return self._n_parameters
 
+    @property
+    def flops_per_column(self) -> float:
+        """Flops of one column."""
+        return 2.0 * self.n_rows * self.n_parameters
+
     def jv(self, v: Tensor) -> Tensor:
         """``J V``.
 

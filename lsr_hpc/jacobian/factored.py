@@ -100,6 +100,13 @@ class FactoredJacobian:
         """Number of unknowns P."""
         return self._model.layout.size
 
+    @property
+    def flops_per_column(self) -> float:
+        """Flops of one column."""
+        return float(
+            sum(s.n_points * self._structures[s.block.name].flops_per_point for s in self._rows.segments)
+        )
+
     def jv(self, v: Tensor) -> Tensor:
         """``J V``.
 

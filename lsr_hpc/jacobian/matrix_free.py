@@ -51,6 +51,12 @@ class MatrixFreeJacobian:
         """Number of unknowns P."""
         return self._model.layout.size
 
+    @property
+    def flops_per_column(self) -> float:
+        """Flops of one column in a wide block, which shares the pass that all columns need."""
+        # The probe counts a product of one column with that pass: three forward passes.
+        return sum(s.n_points * s.probe.flops_per_point * 2 / 3 for s in self._rows.segments)
+
     def jv(self, v: Tensor) -> Tensor:
         """``J V``.
 

@@ -38,6 +38,10 @@ class JacobianOperator(Protocol):
     def n_parameters(self) -> int:
         """Number of unknowns P."""
 
+    @property
+    def flops_per_column(self) -> float:
+        """Flops of one column in a wide block of columns, matrix products alone."""
+
     def jv(self, v: Tensor) -> Tensor:
         """``J V`` for V of shape (b, P); returns (b, N_local), float64."""
 
@@ -132,7 +136,13 @@ class DistributedJacobian:
         setattr(counter, f"{product}_calls", getattr(counter, f"{product}_calls") + 1)
         setattr(counter, f"{product}_columns", getattr(counter, f"{product}_columns") + columns)
         counter.seconds += time.perf_counter() - started
-        emit("product", columns=columns, rows=self.n_rows_global, is_held_out=self.is_held_out)
+        emit(
+            "product",
+            columns=columns,
+            rows=self.n_rows_global,
+            is_held_out=self.is_held_out,
+            flops=columns * self.local.flops_per_column,
+        )
 
 
 def _as_torch(panel: Array) -> Tensor:

@@ -83,6 +83,11 @@ class RestrictedJacobian:
         """Number of free parameters P'."""
         return len(self._free)
 
+    @property
+    def flops_per_column(self) -> float:
+        """Flops of one column."""
+        return self._operator.flops_per_column
+
     def jv(self, v: Tensor) -> Tensor:
         """``J V`` for V of shape (b, P'); returns (b, N_local)."""
         whole = v.new_zeros(len(v), self._operator.n_parameters)

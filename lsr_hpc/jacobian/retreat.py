@@ -64,6 +64,11 @@ class RetreatingJacobian:
         """Number of unknowns P'."""
         return self._n_parameters
 
+    @property
+    def flops_per_column(self) -> float:
+        """Flops of one column of the representation in use."""
+        return self.operator.flops_per_column
+
     def jv(self, v: Tensor) -> Tensor:
         """``J V``.
 

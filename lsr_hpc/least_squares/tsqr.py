@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsr_hpc.comm import sum_over_tree
+from lsr_hpc.events import emit
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -26,6 +27,9 @@ def _r_factor(rows: Array) -> Array:
     """Upper triangular factor of any small matrix, padded to square, with non-negative diagonal."""
     m = rows.shape[1]
     r = np.zeros((m, m))
+    long, short = max(rows.shape), min(rows.shape)
+    # Of Householder's reflections, without Q.
+    emit("flops", flops=2.0 * short**2 * (long - short / 3))
     if rows.shape[0]:
         factor: Array = np.linalg.qr(rows, mode="r")  # type: ignore[assignment]
         r[: factor.shape[0]] = factor

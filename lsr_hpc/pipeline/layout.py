@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsr_hpc.events import TIMELINE
+from lsr_hpc.phase_record import TIMELINE
 
 __all__ = ["AttemptFiles", "RunLayout"]
 
@@ -169,6 +169,11 @@ class RunLayout:
     def steps(self) -> Path:
         """Steps of all instances."""
         return self.root / "steps"
+
+    @property
+    def timelines(self) -> list[Path]:
+        """Phases of the attempts that there are."""
+        return sorted(self.steps.glob(f"*/*/*/{TIMELINE}"))
 
     def attempt(self, instance: int, round_: int, attempt: int) -> AttemptFiles:
         """Files of an attempt.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lsr_hpc.phase_record import read_timelines
+from lsr_hpc.phase_table import phase_costs, phases_as_json
 from lsr_hpc.pipeline.record import RunRecord
 from lsr_hpc.publish import publish_text
 
@@ -15,18 +18,28 @@ if TYPE_CHECKING:
 
 __all__ = ["run_result", "write_run_result"]
 
+log = logging.getLogger(__name__)
 
-def run_result(record: RunRecord, world_size: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+
+def run_result(
+    record: RunRecord, world_size: int, outcomes: Sequence[Outcome], timelines: Sequence[Path]
+) -> dict[str, Any]:
     """What the result of a run says before the functions of its end add to it.
 
     Args:
         record: The run.
         world_size: MPI ranks of an instance.
         outcomes: Where its instances stand.
+        timelines: Phases of its steps; one that cannot be read is no reason to have no result.
 
     Returns:
         JSON content.
     """
+    try:
+        costs = phase_costs(read_timelines(timelines))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("no table of phases: %s", error)
+        costs = []
     return {
         "schema": 1,
         "kind": "run",
@@ -35,6 +48,7 @@ def run_result(record: RunRecord, world_size: int, outcomes: Sequence[Outcome]) 
         "world_size": world_size,
         "status": "done",
         "instances": [_instance_json(i, outcome) for i, outcome in enumerate(outcomes)],
+        "phases": phases_as_json(costs),
     }
 
 

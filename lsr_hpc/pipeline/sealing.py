@@ -6,7 +6,6 @@ heartbeats have none: nothing is computed from them.
 
 from __future__ import annotations
 
-from lsr_hpc.events import TIMELINE
 from lsr_hpc.integrity import MANIFEST, seal
 from lsr_hpc.pipeline.layout import RunLayout
 
@@ -24,8 +23,7 @@ def seal_run(layout: RunLayout) -> None:
     """
     delivered = (layout.figures, layout.fields, layout.network, layout.predictor)
     files = [path for directory in delivered for path in directory.rglob("*") if path.is_file()]
-    timelines = layout.steps.glob(f"*/*/*/{TIMELINE}")
-    seal(layout.root, [layout.result, layout.metrics, *timelines, *files])
+    seal(layout.root, [layout.result, layout.metrics, *layout.timelines, *files])
 
 
 def break_seal(layout: RunLayout) -> None:

@@ -276,7 +276,7 @@ def _carry_out(client: Client, order: _Order, record: RunRecord, lock: Controlle
         code = exit_code_of(outcomes)
         is_at_end = all(outcome.state in {"finished", "failed"} for outcome in outcomes)
         if is_at_end:
-            content = run_result(record, settings.ranks, outcomes)
+            content = run_result(record, settings.ranks, outcomes, layout.timelines)
             code = _finish(controller, layout.result, content, outcomes)
         seconds = time.perf_counter() - started
         journal.write("ended", exit_code=int(code), wall_s=round(seconds, 3))

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
-from lsr_hpc.events import Event, PhaseRecorder, append_timeline, listening
+from lsr_hpc.events import Event, listening
+from lsr_hpc.phase_record import PhaseRecorder, append_timeline
 from lsr_hpc.pipeline.heartbeat import Heartbeat, StopFlag
 from lsr_hpc.pipeline.layout import AttemptFiles, RunLayout
 from lsr_hpc.pipeline.lease import Lease, take
@@ -24,6 +25,7 @@ from lsr_hpc.pipeline.spec import StepResult, StepSpec, read_spec, write_result
 from lsr_hpc.progress import LiveProgress
 from lsr_hpc.publish import publish_file
 from lsr_hpc.store import write_manifest
+from lsr_hpc.traffic import counted, traffic_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -48,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     flag.listen()
     from mpi4py import MPI
 
-    comm = MPI.COMM_WORLD
+    comm = counted(MPI.COMM_WORLD)
     files = AttemptFiles(Path(argv[0]).parent)
     try:
         spec = read_spec(files.spec)
@@ -104,7 +106,7 @@ def _run_body(
     body: Body, comm: MPI.Comm, spec: StepSpec, flag: StopFlag
 ) -> tuple[StepResult, list[list[Event]]]:
     """The result, and on the first rank the phases of all."""
-    recorder = PhaseRecorder()
+    recorder = PhaseRecorder(traffic_of(comm))
     try:
         with listening(recorder), listening(LiveProgress()) if comm.rank == 0 else nullcontext():
             result = body(comm, spec, flag)

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsr_hpc.errors import JobError
-from lsr_hpc.events import TIMELINE
 from lsr_hpc.field_sample import read_fields
 from lsr_hpc.integrity import MANIFEST, Fault, digest_fault, read_signed, seal_faults
+from lsr_hpc.phase_record import TIMELINE, read_timelines
+from lsr_hpc.phase_table import PhaseCost, phase_costs
 from lsr_hpc.publish import RUN_MARKER
 
 __all__ = ["InstanceData", "Phase", "RunData", "load_run"]
@@ -98,6 +99,7 @@ class RunData:
         n_instances: How many there were to refine.
         result: All of ``result.json``.
         phases: Of all MPI ranks, by begin.
+        costs: What the phases have cost over all ranks.
         job: Text of the resolved job.
     """
 
@@ -109,6 +111,7 @@ class RunData:
     n_instances: int
     result: Mapping[str, Any]
     phases: Sequence[Phase]
+    costs: Sequence[PhaseCost]
     job: str
 
 
@@ -135,6 +138,10 @@ def load_run(directory: Path) -> RunData:
     instances = _rounds_of(directory, result) if is_iterative else _refinements_of(directory, result)
     if not instances:
         raise JobError(f"{directory}: no instance was refined: {result.get('message', 'see its log')}")
+    timeline = read_timelines([
+        directory / TIMELINE,
+        *sorted((directory / "steps").glob(f"*/*/*/{TIMELINE}")),
+    ])
     return RunData(
         name=directory.resolve().name,
         directory=directory,
@@ -143,7 +150,8 @@ def load_run(directory: Path) -> RunData:
         instances=instances,
         n_instances=len(result.get("instances", instances)),
         result=result,
-        phases=_phases_of(directory),
+        phases=_phases_of(timeline),
+        costs=phase_costs(timeline),
         job=(directory / _JOB).read_text(encoding="utf-8"),
     )
 
@@ -236,20 +244,14 @@ def _fields_of(directory: Path, instance: int) -> dict[str, Array]:
     return read_fields(path) if path.is_file() else {}
 
 
-def _phases_of(directory: Path) -> list[Phase]:
-    phases = []
-    for path in [directory / TIMELINE, *sorted((directory / "steps").glob(f"*/*/*/{TIMELINE}"))]:
-        if not path.is_file():
-            continue
-        for line in path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            phases.append(
-                Phase(
-                    mpi_rank=entry["mpi_rank"],
-                    name=entry["phase"],
-                    begin=entry["begin"],
-                    end=entry["end"],
-                    peak_rss_bytes=entry["peak_rss_bytes"],
-                )
-            )
-    return sorted(phases, key=lambda phase: phase.begin)
+def _phases_of(timeline: Sequence[Mapping[str, Any]]) -> list[Phase]:
+    return [
+        Phase(
+            mpi_rank=line["mpi_rank"],
+            name=line["phase"],
+            begin=line["begin"],
+            end=line["end"],
+            peak_rss_bytes=line["peak_rss_bytes"],
+        )
+        for line in timeline
+    ]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lsr_hpc.phase_table import PhaseCost
 from lsr_hpc.report import figures, html, run_figures
 from lsr_hpc.report.data import InstanceData, Phase, RunData
 from lsr_hpc.report.field_figures import field_figure
@@ -264,6 +265,7 @@ def _phases(run: RunData, pictures: Pictures, prefix: str) -> list[str]:
     return [
         html.heading(3, "Where the time went"),
         pictures.add(f"{prefix}timeline", run_figures.timeline(run.phases), caption),
+        *_costs(run.costs),
         html.heading(3, "Memory"),
         pictures.add(
             f"{prefix}memory",
@@ -274,6 +276,28 @@ def _phases(run: RunData, pictures: Pictures, prefix: str) -> list[str]:
             ["", *(f"{name}, s" for name in names), "peak, MiB"],
             [*rows, [*balance, None]],
             summary=f"seconds and memory of {len(ranks)} MPI ranks" if len(ranks) > 12 else "",
+        ),
+    ]
+
+
+def _costs(costs: Sequence[PhaseCost]) -> list[str]:
+    head = ["phase", "seconds", "in MPI, s", "balance", "GF", "GF/s", "balance of GF", "MiB received"]
+    head += ["messages", "reductions"]
+    rows: list[list[object]] = [
+        [
+            *(c.phase, c.seconds, c.wait_s, c.balance, c.flops / 1e9),
+            c.flops / 1e9 / c.seconds if c.seconds > 0 else None,
+            *(c.flops_balance, c.received_bytes / 2**20, round(c.messages), round(c.reductions)),
+        ]
+        for c in costs
+    ]
+    return [
+        html.table(head, rows),
+        html.paragraph(
+            "Seconds of the slowest rank, and the mean of those spent inside of MPI. Balance: mean of the "
+            "ranks over the largest, for the seconds outside of MPI and for the flops; 1 is even. Flops "
+            "(products with J, QR factorisations, PETSc and SLEPc), bytes and messages are those of all "
+            "ranks; reductions are collective calls of PETSc."
         ),
     ]
 
