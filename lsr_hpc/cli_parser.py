@@ -268,11 +268,13 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     report = command(
         "report",
-        "Show finished runs as one page with figures and tables; needs neither MPI nor PETSc.",
+        "Show finished runs, or a campaign, as a page of figures and tables; needs neither MPI nor PETSc.",
         "lsr-hpc report runs/anti",
         "The page needs no network and no script. Several are compared: ... report A B C --out OUT",
     )
-    report.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="directory of refine or run")
+    report.add_argument(
+        "runs", type=Path, nargs="+", metavar="DIR", help="directory of refine or run, or one of campaign"
+    )
     report.add_argument(
         "--out",
         type=Path,

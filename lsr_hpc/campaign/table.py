@@ -19,7 +19,7 @@ from lsr_hpc.integrity import seal
 from lsr_hpc.pipeline.lock import ControllerLock
 from lsr_hpc.publish import publish_text
 
-__all__ = ["collect", "statistics_of"]
+__all__ = ["collect", "content_of", "read_rows", "statistics_of"]
 
 _PATIENCE_S = 150.0
 # An axis with more values than that is no grouping.
@@ -54,8 +54,8 @@ def collect(layout: CampaignLayout, record: CampaignRecord) -> list[str]:
     from lsr_hpc.campaign.figures import draw_campaign
 
     with ControllerLock(layout.lock, patience_s=_PATIENCE_S):
-        rows = [_row(layout, member) for member in record.wanted_members]
-        content = _content(record, rows)
+        rows = read_rows(layout, record, thoroughly=False)
+        content = content_of(record, rows)
         publish_text(layout.table, _csv(record, rows))
         publish_text(layout.result, json.dumps(content, indent=1, allow_nan=False) + "\n")
         pairs = [
@@ -69,9 +69,25 @@ def collect(layout: CampaignLayout, record: CampaignRecord) -> list[str]:
     return _lines(content)
 
 
-def _row(layout: CampaignLayout, member: Member) -> dict[str, Any]:
+def read_rows(layout: CampaignLayout, record: CampaignRecord, *, thoroughly: bool) -> list[dict[str, Any]]:
+    """How every member that is asked for did, from its directory.
+
+    Args:
+        layout: The directory of the campaign.
+        record: Its members.
+        thoroughly: Whether every byte of a finished one is compared with its digest; one that is damaged is
+            missing.
+
+    Returns:
+        ``member``, ``state`` (done, failed, missing), the figures of ``campaign.csv``, ``cause`` and
+        ``exit_code`` of a failure.
+    """
+    return [_row(layout, member, thoroughly) for member in record.wanted_members]
+
+
+def _row(layout: CampaignLayout, member: Member, thoroughly: bool) -> dict[str, Any]:
     files = layout.member(member.name)
-    state = read_state(files, thoroughly=False)
+    state = read_state(files, thoroughly=thoroughly)
     result = (read_member_result(files.directory) or {}) if state.end == "done" else {}
     error, residual = result.get("error") or {}, result.get("residual") or {}
     before, after = error.get("before"), error.get("after")
@@ -94,7 +110,16 @@ def _row(layout: CampaignLayout, member: Member) -> dict[str, Any]:
     }
 
 
-def _content(record: CampaignRecord, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def content_of(record: CampaignRecord, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Statistics over the members: the content of ``result.json``.
+
+    Args:
+        record: The members.
+        rows: How they did.
+
+    Returns:
+        JSON types.
+    """
     by_state: dict[str, list[Mapping[str, Any]]] = {"done": [], "failed": [], "missing": []}
     for row in rows:
         by_state[row["state"]].append(row)

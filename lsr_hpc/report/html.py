@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
+from urllib.parse import quote
 
-__all__ = ["figure", "heading", "page", "paragraph", "preformatted", "table"]
+__all__ = ["Link", "figure", "heading", "page", "paragraph", "preformatted", "table"]
 
+_LONG = 60
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 60rem;
   margin: 2rem auto; padding: 0 1rem; }
@@ -17,6 +20,7 @@ h3 { font-size: 1.05rem; margin-top: 1.8rem; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #444; font-size: 0.9rem; }
 .scroll { overflow-x: auto; }
+.text { white-space: normal; text-align: left; min-width: 16rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; margin: 0.5rem 0; }
 th, td { padding: 0.15rem 0.7rem 0.15rem 0; text-align: right; border-bottom: 1px solid #ddd;
   white-space: nowrap; }
@@ -27,6 +31,19 @@ pre { font-size: 0.8rem; background: #f4f4f4; padding: 0.8rem; overflow-x: auto;
 @media print { body { max-width: none; margin: 0; } figure, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } .scroll { overflow: visible; } table { font-size: 0.7rem; } }
 """
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell that leads to a file.
+
+    Attributes:
+        text: What is shown.
+        path: Path of the file from the page; a directory ends in a slash.
+    """
+
+    text: str
+    path: str
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -99,20 +116,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, summary: str
 
     Args:
         head: Names of the columns.
-        rows: Cells; numbers are written with four digits, None as a dash.
+        rows: Cells: text, numbers, which are written with four digits, :class:`Link`, or None, a dash.
         summary: If given, the table is folded away under this line.
 
     Returns:
         HTML.
     """
 
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    def line(cells: Sequence[object], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_cell(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    body = "\n".join(line([_cell(value) for value in row], "td") for row in rows)
+    body = "\n".join(line(row, "td") for row in rows)
     html = (
-        f'<div class="scroll"><table><thead>{line(list(head), "th")}</thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll"><table><thead>{line(head, "th")}</thead>\n<tbody>{body}</tbody></table></div>'
     )
     return f"<details><summary>{escape(summary)}</summary>{html}</details>" if summary else html
 
@@ -133,6 +149,12 @@ def preformatted(text: str, summary: str) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return "–"
+    if isinstance(value, Link):
+        return f'<a href="{escape(quote(value.path))}">{escape(value.text)}</a>'
     if isinstance(value, float):
         return f"{value:.4g}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.3e}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    # A long text, such as a cause, has a cell of its own kind, which breaks its lines.
+    text = escape(str(value))
+    return f'<div class="text">{text}</div>' if len(text) > _LONG else text

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from lsr_hpc.publish import publish_file, publish_text
 from lsr_hpc.report import figures, html, run_figures
+from lsr_hpc.report.campaign_data import CampaignData
+from lsr_hpc.report.campaign_sections import campaign_in_one_sentence, campaign_sections
 from lsr_hpc.report.data import RunData
 from lsr_hpc.report.sections import Pictures, in_one_sentence, mean_errors, run_sections
 
-__all__ = ["PAGE", "write_report"]
+__all__ = ["PAGE", "write_campaign_report", "write_report"]
 
 PAGE = "report.html"
 
@@ -42,12 +44,40 @@ def write_report(place: Path, runs: Sequence[RunData]) -> list[str]:
         for run, name, sentence in zip(runs, names, sentences, strict=True):
             parts += [html.heading(2, name), html.paragraph(sentence, is_lead=True)]
             parts += run_sections(run, pictures, f"{name}-")
+    _publish(place, pictures, html.page(f"lsr_hpc: {', '.join(names)}", parts))
+    return sentences
+
+
+def write_campaign_report(place: Path, campaign: CampaignData) -> list[str]:
+    """Write the report on a campaign, over an earlier one.
+
+    Args:
+        place: Directory for page and figures.
+        campaign: The campaign.
+
+    Returns:
+        How far it is and how well its members did, a sentence.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    pictures = Pictures()
+    sentence = campaign_in_one_sentence(campaign)
+    parts = [
+        html.heading(1, f"Campaign {campaign.name}"),
+        html.paragraph(sentence, is_lead=True),
+        *campaign_sections(campaign, pictures, place.resolve()),
+    ]
+    _publish(place, pictures, html.page(f"lsr_hpc: campaign {campaign.name}", parts))
+    return [sentence]
+
+
+def _publish(place: Path, pictures: Pictures, page: str) -> None:
     (place / "figures").mkdir(parents=True, exist_ok=True)
     for name, png in pictures.files.items():
         with publish_file(place / "figures" / name) as temporary:
             temporary.write_bytes(png)
-    publish_text(place / PAGE, html.page(f"lsr_hpc: {', '.join(names)}", parts))
-    return sentences
+    publish_text(place / PAGE, page)
 
 
 def _names(runs: Sequence[RunData]) -> list[str]:

@@ -46,6 +46,17 @@ def begun(home: Path) -> None:
     write_record(RunLayout(home / "begun"), load_job(home / "job.toml"), "mine", 1)
 
 
+def campaign_begun(home: Path) -> None:
+    """A directory of ``lsr-hpc campaign`` in which no member has been done yet."""
+    from lsr_hpc.campaign.layout import CampaignLayout
+    from lsr_hpc.campaign.record import register
+    from lsr_hpc.job import load_job
+
+    (home / "many").mkdir(mode=0o700)
+    register(CampaignLayout(home / "many"), load_job(home / "job.toml"))
+
+
+MEMBERS = '[campaign.axes]\n"subspace.rank" = [2, 3]\n'
 PREDICTIONS = [
     Case(
         what="`predict` on a directory that is no run",
@@ -320,7 +331,28 @@ CASES = [
     Case(
         what="`campaign --collect` where there is no campaign",
         argv="campaign job.toml --collect --out nowhere",
-        job=JOB + '[campaign.axes]\n"subspace.rank" = [2, 3]\n',
+        job=JOB + MEMBERS,
         says="HERE/nowhere is no directory of `lsr-hpc campaign` (there is no campaign.json in it): give what was its --out",
+    ),
+    Case(
+        what="`report` on a campaign of which nothing is done",
+        argv="report many",
+        job=JOB + MEMBERS,
+        given=campaign_begun,
+        says="many: no member is done: go on with `lsr-hpc resume many`",
+    ),
+    Case(
+        what="`report` on a campaign beside others",
+        argv="report many run --out out",
+        job=JOB + MEMBERS,
+        given=campaign_begun,
+        says="many is a campaign, which has a report by itself: leave the others out",
+    ),
+    Case(
+        what="`run` into a campaign",
+        argv="run job.toml --out many",
+        job=JOB + MEMBERS,
+        given=campaign_begun,
+        says="--out many holds a campaign: name another directory",
     ),
 ]

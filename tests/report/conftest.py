@@ -31,6 +31,23 @@ def build():
         evaluation=Evaluation(inputs=(x,), reference=y),
     )
 """
+CAMPAIGN = """
+[problem]
+function = "tests.campaign.problem:build"
+args.home = "HOME"
+[subspace]
+rank = 8
+[compute]
+jacobian = "matrix_free"
+[campaign]
+combine = "zip"
+ranks_per_member = 1
+at_once = 1
+[campaign.axes]
+problem.instance = [0, 1, 0, 1, 2]
+subspace.rank = [3, 3, 8, 8, 8]
+problem.args.fault = ["", "", "", "", "raise"]
+"""
 ROUNDS = """
 problem = "bumps.py:build"
 [subspace]
@@ -67,6 +84,16 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = lsr_hpc("refine", "jobs/antiderivative.toml", *words, launcher=("mpiexec", "-n", "2"))
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five members: two instances at two ranks of the subspace, and one that fails."""
+    home = tmp_path_factory.mktemp("campaign")
+    (home / "job.toml").write_text(CAMPAIGN.replace("HOME", str(home)))
+    done = lsr_hpc("campaign", home / "job.toml", "--out", home / "out")
+    assert done.returncode == 70, done.stdout + done.stderr
+    return home / "out"
 
 
 @pytest.fixture(scope="session")
