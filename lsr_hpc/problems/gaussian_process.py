@@ -26,7 +26,7 @@ class SpectralProcess:
     """Draws of the process as sums of random cosines and sines: smooth, with a smooth primitive.
 
     The covariance is the trapezoidal sum of the spectral density l sqrt(2 / pi) exp(-(l w)^2 / 2) on w >= 0,
-    exact to rounding for |d| <= 1 with the step and the range used here.
+    exact to rounding for ``|d| <= 1`` with the step and the range used here.
 
     Args:
         numbers: Global numbers of the functions.

@@ -29,7 +29,8 @@ th { border-bottom: 1px solid #444; white-space: normal; vertical-align: bottom;
 details { margin: 0.5rem 0; } summary { cursor: pointer; }
 pre { font-size: 0.8rem; background: #f4f4f4; padding: 0.8rem; overflow-x: auto; white-space: pre-wrap; }
 @media print { body { max-width: none; margin: 0; } figure, tr { break-inside: avoid; }
-  h2, h3 { break-after: avoid; } .scroll { overflow: visible; } table { font-size: 0.7rem; } }
+  h2, h3 { break-after: avoid; } .scroll { overflow: visible; } table { font-size: 0.65rem; }
+  th, td { white-space: normal; overflow-wrap: anywhere; padding-right: 0.4rem; } .text { min-width: 8rem; } }
 """
 
 

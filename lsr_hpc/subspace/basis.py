@@ -33,7 +33,7 @@ class Basis:
         v_local: This rank's parameters of every direction, shape (k, P_local), float64.
         singular_values: Estimates of J's singular values in the order of the directions, shape (k,), or
             None where the method has none.
-        orthogonality: Largest entry of |V^T V - I|.
+        orthogonality: Largest entry of ``|V^T V - I|``.
         detail: What the method did, in words, for the result file.
         image: J V where the method has computed it.
     """
@@ -58,7 +58,7 @@ def check_orthonormal(comm: MPI.Comm, v_local: Array) -> float:
         v_local: Shape (k, P_local).
 
     Returns:
-        Largest entry of |V^T V - I|, equal on all ranks.
+        Largest entry of ``|V^T V - I|``, equal on all ranks.
 
     Raises:
         AccuracyError: If it exceeds 1e-8; raised on every rank.
