@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo lint test test-slow torture cluster chain results results-full clean
+.PHONY: help env demo docs lint test test-slow torture cluster chain results results-full clean
 
 LSR_BIN ?= .venv/bin
 PYTHON := $(LSR_BIN)/python
@@ -39,6 +39,11 @@ demo: env  ## refine a trained DeepONet for 30 unseen functions on two MPI ranks
 	$(PYTHON) -c "import numpy; numpy.save('runs/demo/points.npy', numpy.linspace(0, 1, 101)[:, None])"
 	$(LSR_BIN)/lsr-hpc predict runs/demo --input runs/demo/points.npy --output runs/demo/prediction.npy
 	$(LSR_BIN)/lsr-hpc report runs/demo
+
+docs: env  ## build the documentation as pages, warnings being errors: build/docs/html/index.html
+	$(PYTHON) -c "import furo, latex2mathml, myst_parser" 2>/dev/null || $(PYTHON) -m pip install --no-input \
+	  --disable-pip-version-check --no-build-isolation --constraint build/setup/constraints.txt --editable '.[docs]'
+	$(PYTHON) -m sphinx -b html -W --keep-going -q -j 2 -d build/docs/doctrees docs build/docs/html
 
 lint: env  ## check style, formatting and types
 	$(PYTHON) -m ruff check --output-format concise .

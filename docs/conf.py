@@ -1,4 +1,4 @@
-"""Documentation by Sphinx and MyST: the pages are Markdown that also reads on its own, the reference docstrings."""
+"""Documentation by Sphinx and MyST: Markdown that also reads on its own, and a reference of docstrings."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ napoleon_custom_sections = [("Collective", "notes_style"), ("Source", "notes_sty
 # What a package offers under a second name is described where it is defined.
 autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
 html_math_renderer = "mathml"
+# Two classes are called Outcome, and an annotation names one of them without its module.
+suppress_warnings = ["ref.python"]
 
 
 def _from_repository(_app: Any, page: str, source: list[str]) -> None:

@@ -3,6 +3,8 @@
 #   scripts/setup.sh            do what is missing, nothing when all is there
 #   scripts/setup.sh --check    exit status 0 when there is nothing to do
 #   TORCH=cpu|cuda make env     choose the torch build (default: cuda where nvidia-smi finds a GPU)
+#   LSR_EXTRAS=1 make env       add what some tests need besides: ONNX, DeepXDE, Sphinx, Chromium (0.2 GB of
+#                               downloads, about a minute); it stays, and such tests are never skipped then
 # MPI, PETSc, SLEPc, mpi4py and numpy come from the distribution, because those five must fit one another;
 # torch and the tools come by pip into .venv. Exit status 76: could not be set up, the last lines say why.
 set -Eeuo pipefail
@@ -22,6 +24,9 @@ readonly REQUIRED=(openmpi-bin python3-mpi4py python3-petsc4py-real python3-slep
 # A private SLURM for the tests; libpmix-dev has the unversioned libpmix.so that srun --mpi=pmix loads.
 readonly FOR_TESTS=(slurmctld slurmd slurm-client munge libpmix-dev)
 
+# A browser for the tests of reports.
+readonly FOR_EXTRAS=(chromium)
+
 readonly VENV=.venv STAMP=.venv/.lsr-setup LOGS=build/setup STEPS=5
 step=0 step_name='start' log=/dev/null child='' policy_is_ours=''
 
@@ -31,11 +36,12 @@ key() { cat pyproject.toml scripts/setup.sh | sha256sum | cut -d ' ' -f 1; }
 
 read_stamp() {  # sets stamp_state, stamp_key, ... from its lines "name=value"
   stamp_state='' stamp_key='' stamp_torch='' stamp_root='' stamp_python='' stamp_petsc='' stamp_slepc=''
+  stamp_extras=''
   [[ -r $STAMP ]] || return 0
   local name value
   while IFS='=' read -r name value; do
     case $name in
-      state | key | torch | root | python | petsc | slepc) printf -v "stamp_$name" '%s' "$value" ;;
+      state | key | torch | root | python | petsc | slepc | extras) printf -v "stamp_$name" '%s' "$value" ;;
       '#'*) break ;;  # a record of versions follows
     esac
   done <"$STAMP"
@@ -46,7 +52,7 @@ is_complete() {
   [[ $stamp_state == complete && $stamp_key == "$(key)" && $stamp_root == "$PWD" ]] &&
     [[ $stamp_python == "$(readlink -f "$PYTHON")" && -d $stamp_petsc && -d $stamp_slepc ]] &&
     [[ -x $VENV/bin/python && -x $VENV/bin/lsr-hpc ]] &&
-    [[ ${TORCH:-$stamp_torch} == "$stamp_torch" ]]
+    [[ ${TORCH:-$stamp_torch} == "$stamp_torch" && ${LSR_EXTRAS:-$stamp_extras} == "$stamp_extras" ]]
 }
 
 # --- progress and failure ---------------------------------------------------------------------------
@@ -127,10 +133,11 @@ install_packages() {
       'Elsewhere use conda-forge: conda env create -f environment.yml (docs/install.md).'
   fi
   required=$(missing_of "${REQUIRED[@]}") tests=$(missing_of "${FOR_TESTS[@]}")
+  if [[ $extras == 1 ]]; then tests+=$(missing_of "${FOR_EXTRAS[@]}"); fi
   if [[ -z $required$tests ]]; then say 'all there'; return; fi
   if (($(id -u) != 0)); then
     if [[ -z $required ]]; then
-      say "not installed: ${tests% } (only the SLURM tests need them, they will be skipped)"
+      say "not installed: ${tests% } (only some tests need them, which will be skipped)"
       return
     fi
     fail "packages are missing and you are not root: ${required% }" \
@@ -254,13 +261,17 @@ install_project() {
     'Then run the same make command again; finished steps are not repeated.')
   # The build tool once, in .venv, instead of a download for every build.
   pip_install 'setuptools>=70.1' || fail 'setuptools could not be installed' "${advice[@]}"
-  pip_install --no-build-isolation --editable '.[dev]' || fail 'lsr_hpc could not be installed' "${advice[@]}"
+  local wanted=dev also=()
+  # torch is named again, or a package that asks for a range of it could bring another build.
+  if [[ $extras == 1 ]]; then wanted=dev,docs,onnx,peers also=("torch==$TORCH_VERSION"); fi
+  pip_install --no-build-isolation --editable ".[$wanted]" "${also[@]}" ||
+    fail 'lsr_hpc could not be installed' "${advice[@]}"
 }
 
 write_stamp() {
   {
     printf '%s\n' 'state=complete' "key=$(key)" "torch=$torch" "root=$PWD" "python=$(readlink -f "$PYTHON")" \
-      "petsc=$petsc" "slepc=$slepc"
+      "petsc=$petsc" "slepc=$slepc" "extras=$extras"
     printf '# packages of the distribution\n'
     dpkg-query -W -f '${Package}=${Version}\n' "${REQUIRED[@]}" "${FOR_TESTS[@]}" 2>/dev/null || true
     printf '# Python packages\n'
@@ -287,7 +298,8 @@ main() {
   # What would steer pip and Python away from .venv.
   unset PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
   export PIP_ROOT_USER_ACTION=ignore
-  local petsc slepc numpy torch started=$SECONDS
+  local petsc slepc numpy torch extras started=$SECONDS
+  extras=${LSR_EXTRAS:-$stamp_extras}
 
   begin 'packages of the distribution'
   install_packages

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,3 +108,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no right to mount a small disk: {done.stderr.strip()}")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def quiet_process() -> Iterator[None]:
+    """The process as a command finds it: no log handlers, no traces of MPI; put back afterwards."""
+    from mpi4py import MPI  # noqa: F401  (started now, not by the command, for it leaves variables behind)
+
+    ours = logging.getLogger("lsr_hpc")
+    root = logging.getLogger()
+    handlers, level, filters = root.handlers[:], ours.level, ours.filters[:]
+    pipe, environment, path = signal.getsignal(signal.SIGPIPE), dict(os.environ), sys.path[:]
+    root.handlers[:] = []
+    for name in [name for name in os.environ if name.startswith(("OMPI_COMM_WORLD", "PMI", "SLURM_"))]:
+        del os.environ[name]
+    yield
+    root.handlers[:], ours.filters[:], sys.path[:] = handlers, filters, path
+    ours.setLevel(level)
+    signal.signal(signal.SIGPIPE, pipe)
+    os.environ.clear()
+    os.environ.update(environment)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.extras import require_modules
 from tests.mpi.conftest import mpi_environment
 
 LISTINGS = {
@@ -128,8 +129,7 @@ def test_inverse_problem_finds_the_coefficient(tmp_path: Path) -> None:
 
 
 def test_network_of_deepxde(tmp_path: Path) -> None:
-    pytest.importorskip("skopt")
-    pytest.importorskip("deepxde")
+    require_modules("skopt", "deepxde")
     program = (
         "import deepxde as dde, torch;torch.manual_seed(0)\n"
         'net = dde.nn.FNN([1, 32, 32, 1], "tanh", "Glorot normal")\n'

@@ -16,6 +16,7 @@ from lsr_hpc.export import export_onnx, exported
 from lsr_hpc.models import MLP
 from lsr_hpc.params import ParameterLayout
 from lsr_hpc.predictor import RefinedPredictor
+from tests.extras import require_modules
 from tests.test_predictor import bound_predictor, mlp_predictor, points
 
 # torch's own tracing warns of its own deprecated functions.
@@ -77,8 +78,7 @@ def test_network_that_counts_its_points_is_refused() -> None:
 
 @pytest.fixture
 def onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
+    require_modules("onnx", "onnxscript", "onnxruntime")
     monkeypatch.setattr(logging.getLogger("torch.onnx"), "level", logging.ERROR)
 
 

@@ -269,7 +269,25 @@ def test_without_root_it_tells_what_to_type(machine):
 def test_without_root_slurm_is_not_insisted_on(machine):
     done = machine.run(MISSING="slurmd", WHO="1000")
     assert done.returncode == 0, done.stderr
-    assert "not installed: slurmd (only the SLURM tests need them" in done.stdout
+    assert "not installed: slurmd (only some tests need them" in done.stdout
+
+
+def test_extras_are_installed_when_asked_for_and_stay(machine):
+    assert machine.run(MISSING="chromium").returncode == 0
+    assert not machine.calls("chromium")
+    (plain,) = machine.calls("--editable")
+    assert ".[dev]" in plain
+    done = machine.run(MISSING="chromium", LSR_EXTRAS="1")
+    assert done.returncode == 0, done.stderr
+    assert machine.calls("apt-get")[-1].endswith("chromium")
+    with_extras = machine.calls("--editable")[-1]
+    assert ".[dev,docs,onnx,peers]" in with_extras
+    # An open range of torch could bring gigabytes.
+    assert "torch==" in with_extras
+    # Both ways of asking find them there.
+    for asked in ({}, {"LSR_EXTRAS": "1"}):
+        assert "complete" in machine.run(MISSING="", **asked).stdout
+    assert len(machine.calls("--editable")) == 2
 
 
 def test_other_systems_are_sent_to_conda(machine):

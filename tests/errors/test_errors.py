@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,27 +18,6 @@ from tests.errors.catalogue import AREAS, DOCUMENT, as_markdown
 from tests.mpi.conftest import mpi_environment
 
 CASES = [(area, case) for area, cases in AREAS.items() for case in cases]
-_OF_LAUNCHERS = ("OMPI_COMM_WORLD", "PMI", "SLURM_")
-
-
-@pytest.fixture
-def quiet_process() -> Iterator[None]:
-    """The process as a command finds it: no log handlers, no traces of MPI; put back afterwards."""
-    from mpi4py import MPI  # noqa: F401  (started now, not by the command, for it leaves variables behind)
-
-    ours = logging.getLogger("lsr_hpc")
-    root = logging.getLogger()
-    handlers, level, filters = root.handlers[:], ours.level, ours.filters[:]
-    pipe, environment, path = signal.getsignal(signal.SIGPIPE), dict(os.environ), sys.path[:]
-    root.handlers[:] = []
-    for name in [name for name in os.environ if name.startswith(_OF_LAUNCHERS)]:
-        del os.environ[name]
-    yield
-    root.handlers[:], ours.filters[:], sys.path[:] = handlers, filters, path
-    ours.setLevel(level)
-    signal.signal(signal.SIGPIPE, pipe)
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 @pytest.fixture

@@ -132,7 +132,10 @@ _LOOK = """
     cut: [...document.querySelectorAll('table')].filter(
       table => table.checkVisibility() && table.getBoundingClientRect().right > width + 1
     ).length,
-    rows: document.querySelectorAll('tr').length,
+    equations: [...document.querySelectorAll('math[display=block]')].map(equation => {
+      const box = equation.getBoundingClientRect();
+      return [box.width, box.height];
+    }),
   };
 })()
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lsr_hpc.cli import main
+from tests.extras import require
 from tests.report.browser import Browser, find_browser, started_browser
 
 pytestmark = pytest.mark.mpi
@@ -19,11 +19,8 @@ pytestmark = pytest.mark.mpi
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = find_browser()
-    if program is None:
-        reason = "no Chromium here: LSR_EXTRAS=1 make env installs it on Debian"
-        if os.environ.get("LSR_EXTRAS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require(program is not None, "no Chromium here")
+    assert program is not None
     with started_browser(program, tmp_path_factory.mktemp("profile")) as found:
         yield found
 
