@@ -75,16 +75,22 @@ def traffic_of(comm: Any) -> Traffic:
     return found if isinstance(found, Traffic) else Traffic()
 
 
-def counted(comm: MPI.Intracomm) -> MPI.Intracomm:
+def counted(comm: MPI.Comm) -> MPI.Comm:
     """Wrap a communicator.
 
     Args:
-        comm: An mpi4py intracommunicator.
+        comm: An mpi4py intracommunicator, or a process alone.
 
     Returns:
         A communicator over the same ranks, which mpi4py and petsc4py accept as one; :func:`traffic_of` tells
-        its counts. Not collective: it is the same communicator to MPI.
+        its counts. Not collective: it is the same communicator to MPI. A process alone receives nothing, and
+        is returned as it is.
     """
+    # Here, because it brings numpy, which login nodes are spared.
+    from lsr_hpc.comm import OneProcess
+
+    if isinstance(comm, OneProcess):
+        return comm
     from mpi4py import MPI
 
     traffic = Traffic()

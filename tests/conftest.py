@@ -44,10 +44,10 @@ class DenseOperator:
         return 2.0 * self.matrix.numel()
 
     def jv(self, v: Tensor) -> Tensor:
-        return v @ self.matrix.T
+        return v @ self.matrix.T.to(v.dtype)
 
     def jtu(self, u: Tensor) -> Tensor:
-        return u @ self.matrix
+        return u @ self.matrix.to(u.dtype)
 
 
 @pytest.fixture(scope="session")

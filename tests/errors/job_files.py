@@ -87,7 +87,7 @@ CASES = [
     Case(
         what="none of the choices",
         job=A + '[subspace]\nbasis = "kyrlov"\n',
-        says="job.toml:3: subspace.basis = 'kyrlov': did you mean 'krylov'? use one of 'krylov', 'svd', 'svd+krylov', 'randomized', 'random'",
+        says="job.toml:3: subspace.basis = 'kyrlov': did you mean 'krylov'? use one of 'krylov', 'svd', ...",
     ),
     Case(
         what="a memory size that is none",
