@@ -381,6 +381,7 @@ def test_make_alone_lists_the_targets():
         "help",
         "env",
         "demo",
+        "docs",
         "lint",
         "test",
         "test-slow",
