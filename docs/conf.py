@@ -19,6 +19,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sp
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
 html_theme = "furo"
+# Listings without a language are output or formulas.
+highlight_language = "none"
 html_title = "lsr_hpc"
 html_show_copyright = False
 html_show_sphinx = False
