@@ -118,6 +118,10 @@ def test_rounds_are_shown(rounds: Path, tmp_path: Path) -> None:
     assert set(instance.fields) == {"points", "reference", "start", "refined", "network"}
     assert grid_axes(instance.fields["points"]) is not None
     assert {p.name for p in load_run(rounds).phases} >= {"basis", "solve", "align", "network"}
+    costs = {cost["phase"]: cost for cost in json.loads((rounds / "result.json").read_text())["phases"]}
+    assert set(costs) >= {"basis", "solve", "align", "network", "checkpoint"}
+    assert costs["align"]["flops"] > 0
+    assert costs["align"]["messages"] > 0
     for record in instance.records:
         value = record["network_error"]
         assert (f"{value:.4g}" if value >= 1e-3 else f"{value:.3e}") in page.cells
