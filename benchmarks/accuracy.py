@@ -340,7 +340,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of every arm (default: 60)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
-    parser.add_argument("--instances", type=int, help="unseen functions a seed, of operators (default: 2)")
+    parser.add_argument("--instances", type=int, help="unseen functions a seed, of operators (default: 1)")
     parser.add_argument(
         "--preset", choices=["tiny", "small", "full"], default="full", help="size of the job (default: full)"
     )

@@ -190,10 +190,12 @@ def _lsmr(j: Tensor, f: Tensor, theta0: Tensor, track: Track, *, is_scaled: bool
     iterations, done = 10, 0
     while True:
         began = track.seconds
-        x = lsmr(operator, -f.numpy(), atol=0, btol=0, conlim=0, maxiter=iterations)[0]
+        x, _, made_iterations = lsmr(operator, -f.numpy(), atol=0, btol=0, conlim=0, maxiter=iterations)[:3]
         own = track.seconds - began
-        if not track.tell(theta0, scale * tensor(x), seconds=made + own, iterations=iterations):
-            return done or iterations
+        is_in_time = track.tell(theta0, scale * tensor(x), seconds=made + own, iterations=made_iterations)
+        if not is_in_time or made_iterations < iterations:
+            # Late, or converged to rounding.
+            return done if done and not is_in_time else made_iterations
         done = iterations
         # 2 % less, so that the last run ends in time.
         affordable = int(0.98 * (track.budget_s - made) / (own / iterations))

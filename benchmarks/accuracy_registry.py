@@ -42,7 +42,7 @@ PROBLEMS = {
     "antiderivative": Target(
         job="antiderivative",
         first_seed=7,
-        instances=2,
+        instances=1,
         trains=False,
         recipe_rank=40,
         seeds_are="unseen functions; the start is one",
@@ -50,13 +50,13 @@ PROBLEMS = {
     "diffusion_reaction": Target(
         job="diffusion_reaction",
         first_seed=7,
-        instances=2,
+        instances=1,
         trains=False,
         is_linear=False,
         seeds_are=_FUNCTIONS,
     ),
     "burgers_operator": Target(
-        job="burgers_operator", first_seed=7, instances=2, trains=False, is_linear=False, seeds_are=_FUNCTIONS
+        job="burgers_operator", first_seed=7, instances=1, trains=False, is_linear=False, seeds_are=_FUNCTIONS
     ),
 }
 
