@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,18 @@ def _median_curve(group: Sequence[Measurement]) -> tuple[list[float], list[float
     return moments, [float(np.median([at(m, t) for m in group])) for t in moments]
 
 
+def _command_of(command: str, name: str) -> str:
+    """The command of one problem alone, which writes nothing."""
+    words = shlex.split(command)
+    kept = list(words)
+    for option in ("--markdown", "--json", "--png"):
+        if option in kept:
+            place = kept.index(option)
+            del kept[place : place + 2]
+    kept[kept.index("--problem") + 1] = name
+    return shlex.join(kept)
+
+
 def save_document(
     record: Record, path: Path, pictures: dict[str, Path], budget_s: float, computer: dict[str, Any]
 ) -> None:
@@ -244,9 +257,11 @@ def save_document(
         "cores": max((max(m["threads"], m["mpi_ranks"]) for m in taken), default=computer["cores"]),
     }
     text = tables(record)
-    for name, picture in pictures.items():
-        target = os.path.relpath(picture, path.parent)
-        text = text.replace(f"## {name}\n", f"## {name}\n\n![{name}]({target})\n", 1)
+    for name in dict.fromkeys(m["problem"] for m in record.arms):
+        head = f"## {name}\n\n    {_command_of(record.command, name)}\n"
+        if name in pictures:
+            head += f"\n![{name}]({os.path.relpath(pictures[name], path.parent)})\n"
+        text = text.replace(f"## {name}\n", head, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         _PROTOCOL.read_text(encoding="utf-8").format(**words) + "\n" + text + "\n", encoding="utf-8"

@@ -126,7 +126,7 @@ ARMS = {
         why=_MOVES,
     ),
     "nncg": Method(
-        title="NNCG (DeepXDE)", function="accuracy_arms:nncg", arguments={"damping": 1e-2}, why=_MOVES
+        title="NNCG (DeepXDE)", function="accuracy_arms:nncg", arguments={"damping": 1e-1}, why=_MOVES
     ),
     "lsmr": Method(
         title="LSMR, full J", function="accuracy_arms:linear_solve", arguments={"method": "lsmr"}, why=_WHOLE
