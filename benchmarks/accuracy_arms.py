@@ -32,12 +32,6 @@ _LARGEST_DENSE = 2e11
 # Published rank of NNCG (arXiv:2402.01868; damping there 1e-5 to 1e-1, by problem). DeepXDE allows 1000
 # conjugate gradients a step; far from a minimum they do not converge, and not one step would end in time.
 _NYSTROM_RANK, _NYSTROM_ITERATIONS = 60, 100
-# Published for Poisson 5D in arXiv:2505.12149.
-CONSTANTS: dict[str, dict[str, Any]] = {
-    "engd_w": {"damping": 6.804e-8},
-    "spring": {"damping": 6.8116e-10, "momentum": 0.8267},
-    "spring_fixed": {"damping": 6.8116e-10, "momentum": 0.8267, "step_size": 6.3502e-2},
-}
 
 
 def all_rows(case: Case, dtype: torch.dtype = torch.float64) -> Linearised:
@@ -101,13 +95,17 @@ def first_order(case: Case, budget_s: float, method: str) -> Measurement:
     return track.judged(linear, **counts, **identity(linear.problem))
 
 
-def natural(case: Case, budget_s: float, method: str) -> Measurement:
-    """Arm: ENGD-W or SPRING with the published constants.
+def natural(
+    case: Case, budget_s: float, damping: float, momentum: float = 0.0, step_size: float | None = None
+) -> Measurement:
+    """Arm: ENGD-W, or SPRING where there is momentum.
 
     Args:
         case: The case.
         budget_s: Seconds.
-        method: A name of :data:`CONSTANTS`.
+        damping: lam.
+        momentum: mu.
+        step_size: eta; None searches it in every step.
 
     Returns:
         The measurement.
@@ -115,7 +113,9 @@ def natural(case: Case, budget_s: float, method: str) -> Measurement:
     linear = all_rows(case)
     theta0, residual = _flat(linear)
     track = Track(budget_s)
-    counts = natural_gradient(linear, residual, theta0, track, **CONSTANTS[method])
+    counts = natural_gradient(
+        linear, residual, theta0, track, damping=damping, momentum=momentum, step_size=step_size
+    )
     return track.judged(linear, **counts, **identity(linear.problem))
 
 

@@ -80,6 +80,10 @@ class Method:
     why: str = ""
 
 
+# Published for Poisson in five dimensions (arXiv:2505.12149).
+_SPRING = {"damping": 6.8116e-10, "momentum": 0.8267, "step_size": 6.3502e-2}
+# With line search: the best of 1e-6, 1e-4, 1e-2 on Poisson with seed 3, which is not reported.
+_DAMPING = 1e-4
 _MOVES = "it moves the weights and linearises again at every step, where one shot has one linearisation"
 _WHOLE = "it solves in all of parameter space, ours in a subspace whose rank is chosen on held-out rows"
 ARMS = {
@@ -110,19 +114,19 @@ ARMS = {
     "engd_w": Method(
         title="ENGD-W, line search",
         function="accuracy_arms:natural",
-        arguments={"method": "engd_w"},
+        arguments={"damping": _DAMPING},
         why=_MOVES,
     ),
     "spring": Method(
         title="SPRING, line search",
         function="accuracy_arms:natural",
-        arguments={"method": "spring"},
+        arguments={"damping": _DAMPING, "momentum": _SPRING["momentum"]},
         why=_MOVES,
     ),
     "spring_fixed": Method(
         title="SPRING, published constants",
         function="accuracy_arms:natural",
-        arguments={"method": "spring_fixed"},
+        arguments=_SPRING,
         why=_MOVES,
     ),
     "nncg": Method(

@@ -2,10 +2,10 @@
 
     min over d of ||f + J d||^2 + mu ||d||^2,   theta <- theta + d   if ||f||^2 falls
 
-The first is matrix-free, J and J^T by ``torch.func``, its damping that of Levenberg and Marquardt; conjugate
-gradients end by the relative progress of the quadratic, as in Hessian-free optimisation (Martens 2010). The
-second solves for the last linear layer alone, in which the field is linear; where the residual is linear in
-u, one step is the least-squares solution.
+The first is matrix-free, its damping that of Levenberg and Marquardt; conjugate gradients end by the relative
+progress of the quadratic, as in Hessian-free optimisation (Martens 2010). The second solves for the last
+linear layer alone, in which the field is linear; where the residual is linear in u, one step is the
+least-squares solution.
 """
 
 # Legend: N rows, P parameters, f row-scaled residual, J = df/dtheta, mu damping.
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
 
 from benchmarks.cases import Linearised, explicit_jacobian
 from benchmarks.descent import Residual
@@ -63,17 +62,20 @@ class Products:
         Returns:
             f, and the products with J and with J^T.
         """
-        f, pull = vjp(self.residual, theta)[:2]
+        at = theta.detach().requires_grad_()
+        f = self.residual(at)
+        # J v is the derivative of u -> J^T u, which is linear. A reverse pass through its graph, which is
+        # kept, takes a fraction of forward mode around the forward-mode derivatives of the residual.
+        dummy = torch.zeros_like(f, requires_grad=True)
+        [pulled] = torch.autograd.grad(f, at, dummy, create_graph=True)
 
         def j_times(v: Tensor) -> Tensor:
             self.j_columns += 1
-            image: Tensor = jvp(self.residual, (theta,), (v,))[1]
-            return image
+            return torch.autograd.grad(pulled, dummy, v, retain_graph=True)[0]
 
         def jt_times(u: Tensor) -> Tensor:
             self.jt_columns += 1
-            gradient: Tensor = pull(u)[0]
-            return gradient
+            return torch.autograd.grad(f, at, u, retain_graph=True)[0]
 
         return f.detach(), j_times, jt_times
 
