@@ -262,7 +262,9 @@ def nncg(case: Case, budget_s: float, damping: float) -> Measurement:
     while track.tell(theta, iterations=steps) and bool(torch.isfinite(theta).all()):
         try:
             optimiser.step(lambda: residual(theta).square().sum())
-        except torch.linalg.LinAlgError:
+        except RuntimeError as error:
+            if "cholesky" not in str(error):
+                raise
             # It shifts the sketch of an indefinite Hessian to the edge of being definite; another may do.
             failures += 1
             if failures == _SKETCHES:

@@ -24,6 +24,8 @@ _OURS = "#D55E00"
 _MARKS = "osD^v<>pPX"
 # Factors below this are no difference.
 _SAME = 1.3
+# Left end of the figures' axis.
+_FIRST_SECOND = 0.1
 _BYTES_PER_MIB = 2**20
 _PROTOCOL = Path(__file__).with_name("accuracy_protocol.md")
 
@@ -54,13 +56,18 @@ def _identities(arms: Sequence[Measurement], name: str) -> str:
     cases = {(m["seed"], m["instance"]): m for m in known}
     seeds = {seed for seed, _ in cases}
     words = [
-        f"{known[0]['params']:,} parameters, {known[0]['rows']:,} rows; {len(seeds)} seeds, which draw "
-        f"{PROBLEMS[name].seeds_are}; {len(cases)} cases. SHA-256 of theta0 and of the rows, first 12 digits:"
+        f"{known[0]['params']:,} parameters, {known[0]['rows']:,} rows; {_count(len(seeds), 'seed')}, "
+        f"drawing {PROBLEMS[name].seeds_are}; {_count(len(cases), 'case')}. First 12 digits of the SHA-256 "
+        "of theta0 and of the rows:"
     ]
     for (seed, instance), m in sorted(cases.items()):
         which = f"seed {seed}" + (f", function {instance}" if PROBLEMS[name].instances else "")
         words.append(f"{which}: {m['theta0_sha256'][:12]}, {m['rows_sha256'][:12]}")
     return words[0] + " " + "; ".join(words[1:]) + "."
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" + ("s" if n != 1 else "")
 
 
 def sentence(lines: Sequence[Measurement]) -> str:
@@ -138,7 +145,12 @@ def _errors(lines: Sequence[Measurement]) -> str:
 
 def _seconds(lines: Sequence[Measurement]) -> str:
     reached = [line for line in lines if "skipped" not in line and line["arm"] != "start"]
-    shown = [i for i, _ in enumerate(TARGETS) if any(math.isfinite(line["reached"][i]) for line in reached)]
+    start = min((line["median"] for line in lines if line["arm"] == "start"), default=math.inf)
+    shown = [
+        i
+        for i, target in enumerate(TARGETS)
+        if target < start and any(math.isfinite(line["reached"][i]) for line in reached)
+    ]
     if not shown:
         return ""
     head = ["seconds to an error of", *(f"{TARGETS[i]:.0e}" for i in shown)]
@@ -200,6 +212,8 @@ def draw_problem(record: Record, name: str, figure: Any) -> None:
             label=title,
         )
     axes.set(title=name, xlabel="seconds", ylabel="relative L2 error, median over cases")
+    # Before that nothing but the start is there.
+    axes.set_xlim(left=_FIRST_SECOND)
     axes.grid(which="major", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(
