@@ -240,6 +240,9 @@ def nncg(case: Case, budget_s: float, damping: float) -> Measurement:
 
     Returns:
         The measurement.
+
+    Raises:
+        RuntimeError: If it fails in another way than on its preconditioner.
     """
     os.environ["DDE_BACKEND"] = "pytorch"
     optimiser_module = peer("deepxde", "deepxde").optimizers.pytorch.nncg
