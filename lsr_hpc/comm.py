@@ -34,15 +34,16 @@ Array = NDArray[np.float64]
 
 
 class OneProcess:
-    """What a process without MPI passes where a communicator is asked for: a world of itself.
-
-    Only object messages, as reading checkpoints needs them.
-    """
+    """What a process without MPI passes where a communicator is asked for: a world of itself."""
 
     rank = 0
     size = 1
 
     def allgather(self, value: T) -> list[T]:
+        """The value alone."""
+        return [value]
+
+    def gather(self, value: T, root: int = 0) -> list[T]:
         """The value alone."""
         return [value]
 
@@ -128,6 +129,8 @@ def all_sum(comm: MPI.Comm, values: Array) -> Array:
     rank.
     """
     values = np.ascontiguousarray(values, dtype=np.float64)
+    if comm.size == 1:
+        return values.copy()
     total = np.empty_like(values)
     comm.Reduce(values, total, root=0)
     comm.Bcast(total, root=0)

@@ -29,8 +29,6 @@ def choose_device(comm: MPI.Comm, wanted: str) -> torch.device:
 
     Collective: one split by node where a GPU may be used.
     """
-    from mpi4py import MPI
-
     if wanted == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -41,9 +39,17 @@ def choose_device(comm: MPI.Comm, wanted: str) -> torch.device:
         )
     if wanted == "auto" and min(comm.allgather(count)) == 0:
         return torch.device("cpu")
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    local_rank = node.rank
-    node.Free()
-    device = torch.device("cuda", local_rank % count)
+    device = torch.device("cuda", _local_rank(comm) % count)
     torch.cuda.set_device(device)
     return device
+
+
+def _local_rank(comm: MPI.Comm) -> int:
+    if comm.size == 1:
+        return 0
+    from mpi4py import MPI
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    local_rank = int(node.rank)
+    node.Free()
+    return local_rank

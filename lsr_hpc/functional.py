@@ -51,6 +51,7 @@ class FunctionalModel:
         self._module = copy.deepcopy(model).double().to(self.device).eval()
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
+        self._own = dict(self._module.named_parameters(remove_duplicate=False))
         self.theta0 = self.layout.read(self._module)
         self._theta0_tensors = self.layout.unflatten(self.theta0)
 
@@ -79,8 +80,13 @@ class FunctionalModel:
         """
         if dtype == torch.float64:
             return self
+        # A layer with two names keeps what torch has bound to it in an earlier call.
+        for name, parameter in self._own.items():
+            layer, _, leaf = name.rpartition(".")
+            self._module.get_submodule(layer)._parameters[leaf] = parameter
         converted = copy.copy(self)
         converted._module = copy.deepcopy(self._module).to(dtype)
+        converted._own = dict(converted._module.named_parameters(remove_duplicate=False))
         converted.theta0 = self.theta0.to(dtype)
         converted._theta0_tensors = self.layout.unflatten(converted.theta0)
         return converted

@@ -36,9 +36,11 @@ from lsr_hpc.settings import RefineSettings
 from lsr_hpc.snapshot import Boundary, Cut, SavedState, Snapshot, no_boundary
 from lsr_hpc.solve import Solution, falls_no_more, solve_full_space, solve_in_subspace
 from lsr_hpc.subspace.basis import Basis
+from lsr_hpc.subspace.dual import dual_basis
 from lsr_hpc.subspace.krylov import GrownSpace, krylov_basis
 from lsr_hpc.subspace.sketched import random_basis, range_finder_basis
 from lsr_hpc.subspace.svd import svd_basis
+from lsr_hpc.world import this_process
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -77,9 +79,7 @@ def refine(
 
     Source: arXiv:2601.13989, one-shot LSR; the rank is chosen on held-out rows from one factorisation.
     """
-    from mpi4py import MPI
-
-    comm = MPI.COMM_SELF if comm is None else comm
+    comm = this_process() if comm is None else comm
     phases = Phases()
     with phases("prepare"):
         prepared = prepare(problem, comm, with_rank(settings or RefineSettings(), rank))
@@ -251,12 +251,19 @@ def make_basis(
         return _singular_vectors(prepared, s.rank)
     if s.basis == "randomized":
         return range_finder_basis(
-            prepared.jacobian,
+            prepared.drawing_jacobian,
             rank=s.rank,
             oversampling=s.oversampling,
             test_matrix=s.test_matrix,
             orthogonalization=s.orthogonalization,
             seed=s.seed,
+        )
+    if s.basis == "dual":
+        return dual_basis(
+            prepared.jacobian,
+            first_row=prepared.fit.first_row,
+            rank=s.rank,
+            panels=prepared.settings.compute.panels,
         )
     if s.basis == "random":
         return random_basis(
@@ -266,13 +273,14 @@ def make_basis(
     if s.basis == "svd+krylov" and grown is None:
         given = _singular_vectors(prepared, s.rank // 2).v_local
     return krylov_basis(
-        prepared.jacobian,
+        prepared.drawing_jacobian.in_precision(jv=torch.float64),
         prepared.held_jacobian,
         r0,
         first_row=prepared.fit.first_row,
         rank=s.rank,
         width=s.block_width,
         orthogonalization=s.orthogonalization,
+        panels=prepared.settings.compute.panels,
         given=given,
         is_enough=_growth_test(prepared, r0) if s.adaptive else lambda image: False,
         grown=grown,
@@ -310,7 +318,7 @@ def _grown(prepared: PreparedProblem, saved: SavedState | None) -> GrownSpace | 
 def _singular_vectors(prepared: PreparedProblem, rank: int) -> Basis:
     s = prepared.settings.subspace
     return svd_basis(
-        prepared.jacobian,
+        prepared.drawing_jacobian,
         first_row=prepared.fit.first_row,
         n_rows=prepared.fit.n_rows_global,
         rank=rank,

@@ -40,7 +40,8 @@ def start(options: Sequence[str] = ()) -> None:
         from slepc4py import SLEPc  # noqa: F401
     except ImportError as error:
         raise EnvironmentProblem(
-            f"the MPI solvers cannot be imported ({error}): run `lsr-hpc doctor`"
+            f"the MPI solvers cannot be imported ({error}): run `lsr-hpc doctor`; without them set "
+            'compute.panels = "torch", with subspace.basis = "krylov" or "dual" and solver.type = "tsqr"'
         ) from error
     import numpy as np
 

@@ -30,6 +30,7 @@ _EXCHANGE_COPIES = 4
 _ROW_COPIES = 2
 # Copies of J V: itself and TSQR's stack; KSP adds its matrix, the scaled rows, and fitted over held-out rows.
 _IMAGE_COPIES, _IMAGE_COPIES_KSP = 2, 5
+_GRAM_COPIES = 4
 
 
 def rss_bytes() -> int:
@@ -53,6 +54,7 @@ def _work_columns(s: SubspaceSettings) -> tuple[int, int]:
         "svd": (2 * sketch, sketch),
         "randomized": (2 * sketch, sketch),
         "random": (s.rank, 0),
+        "dual": (s.rank, s.rank),
         # The space as SLEPc holds it, of which V is a copy; and the directions that it starts from.
         "krylov": (s.rank, s.block_width),
         "svd+krylov": (s.rank + sketch, sketch),
@@ -67,11 +69,13 @@ class Workload:
         columns: With the fitted rows, J and J^T together.
         held_columns: With the held-out rows.
         calls: In how many products.
+        single_columns: Those of ``columns`` that are multiplied in float32.
     """
 
     columns: int
     held_columns: int
     calls: int
+    single_columns: int = 0
 
 
 def workload(settings: RefineSettings) -> Workload:
@@ -92,16 +96,30 @@ def workload(settings: RefineSettings) -> Workload:
         return 2 * s.iterations * (rank + s.oversampling) if s.svd == "randomized" else 4 * rank
 
     second_half = s.rank - s.rank // 2
+
+    def drawn() -> int:
+        """Columns that only draw directions."""
+        return {
+            "svd": singular_vectors(s.rank),
+            "randomized": 2 * (s.rank + s.oversampling),
+            "random": 0,
+            "dual": 0,
+            "krylov": s.rank,
+            "svd+krylov": singular_vectors(s.rank // 2) + second_half,
+        }[s.basis]
+
     columns = {
         "svd": singular_vectors(s.rank) + s.rank,
         "randomized": 2 * (s.rank + s.oversampling) + s.rank,
         "random": s.rank,
+        # Besides J J^T, which the factored form has without products.
+        "dual": 2 * s.rank,
         # J V is what the space grows from.
         "krylov": 2 * s.rank,
         "svd+krylov": singular_vectors(s.rank // 2) + s.rank // 2 + 2 * second_half,
     }[s.basis]
     width = s.block_width if "krylov" in s.basis else _COLUMNS_PER_CHUNK
-    return Workload(columns, s.rank, -(-columns // width))
+    return Workload(columns, s.rank, -(-columns // width), drawn() if s.precision == "float32" else 0)
 
 
 @dataclass(frozen=True)
@@ -134,6 +152,7 @@ def panel_bytes(
     n_rows_local: int,
     n_held_local: int,
     n_parameters: int,
+    n_rows: int,
     mpi_size: int,
     baseline_bytes: int,
 ) -> dict[str, int]:
@@ -144,6 +163,7 @@ def panel_bytes(
         n_rows_local: Largest number of fitted rows on a rank.
         n_held_local: Largest number of held-out rows on a rank.
         n_parameters: Number of free parameters.
+        n_rows: Number of fitted rows over all ranks.
         mpi_size: Number of ranks.
         baseline_bytes: Largest resident memory of a rank before anything is allocated.
 
@@ -161,6 +181,9 @@ def panel_bytes(
         copies = _IMAGE_COPIES if settings.solver.type == "tsqr" else _IMAGE_COPIES_KSP
         # The re-solve holds the derivative of the true residual beside J V.
         copies += settings.solver.resolve is not False
+        if settings.subspace.basis == "dual":
+            # On the first rank: gathered, symmetrised, and LAPACK's own.
+            items["J J^T"] = 8 * _GRAM_COPIES * n_rows**2
         items["J V"] = 8 * copies * (n_rows_local + n_held_local) * k
         items["reduced factor"] = 8 * 8 * (k + 1) ** 2
     return items

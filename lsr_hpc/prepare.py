@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from lsr_hpc.comm import agree, gather_panel
 from lsr_hpc.device import choose_device
 from lsr_hpc.errors import JobError
+from lsr_hpc.exchange import Exchange, open_exchange
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.jacobian.choice import Candidate, Structures, build, candidates, choose
 from lsr_hpc.jacobian.examine import NotFactored, examine_blocks
@@ -87,9 +89,21 @@ class PreparedProblem:
             return build(self.representation, model, rows, self.structures, self.plan, self.free)
 
         jacobian, held = _distributed(
-            self.comm, linearised(self.fit), linearised(self.held), self.plan, self.fit, self.held
+            self.comm,
+            self.jacobian.exchange,
+            linearised(self.fit),
+            linearised(self.held),
+            self.plan,
+            self.fit,
+            self.held,
         )
         return replace(self, model=model, jacobian=jacobian, held_jacobian=held)
+
+    @property
+    def drawing_jacobian(self) -> DistributedJacobian:
+        """J in the precision that draws directions."""
+        dtype = {"float32": torch.float32, "float64": torch.float64}[self.settings.subspace.precision]
+        return self.jacobian.in_precision(jv=dtype, jtu=dtype)
 
     @property
     def n_rows(self) -> int:
@@ -164,7 +178,8 @@ def prepare(
         return build(choice, model, rows, checked.structures, plan, checked.free)
 
     local, local_held = agree(comm, lambda: (operator(fit), operator(held)))
-    jacobian, held_jacobian = _distributed(comm, local, local_held, plan, fit, held)
+    exchange = open_exchange(comm, device, settings.compute.exchange)
+    jacobian, held_jacobian = _distributed(comm, exchange, local, local_held, plan, fit, held)
     return PreparedProblem(
         problem=problem,
         settings=checked.settings,
@@ -185,6 +200,7 @@ def prepare(
 
 def _distributed(
     comm: MPI.Comm,
+    exchange: Exchange | None,
     jacobian: JacobianOperator,
     held_jacobian: JacobianOperator,
     plan: MemoryPlan,
@@ -192,10 +208,16 @@ def _distributed(
     held: LocalRows,
 ) -> tuple[DistributedJacobian, DistributedJacobian]:
     """J of fitted and of held-out rows over the ranks."""
-    chunk = plan.columns_per_chunk
+    make = partial(
+        DistributedJacobian,
+        comm,
+        columns_per_chunk=plan.columns_per_chunk,
+        exchange=exchange,
+        device=fit.device,
+    )
     return (
-        DistributedJacobian(comm, jacobian, chunk, n_rows_global=fit.n_rows_global),
-        DistributedJacobian(comm, held_jacobian, chunk, n_rows_global=held.n_rows_global, is_held_out=True),
+        make(jacobian, n_rows_global=fit.n_rows_global),
+        make(held_jacobian, n_rows_global=held.n_rows_global, is_held_out=True),
     )
 
 
@@ -265,6 +287,7 @@ def _plan(
         n_rows_local=rows_of_largest(checked.fit),
         n_held_local=rows_of_largest(checked.held),
         n_parameters=checked.n_free,
+        n_rows=checked.fit.n_rows,
         mpi_size=mpi_size,
         baseline_bytes=baseline_bytes,
     )

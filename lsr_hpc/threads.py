@@ -22,10 +22,12 @@ def local_threads(comm: MPI.Comm) -> int:
 
     Collective: one split by node and one allgather on it.
     """
-    from mpi4py import MPI
-
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    if comm.size == 1:
+        return len(os.sched_getaffinity(0))
+    from mpi4py import MPI
+
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     affinities = node.allgather(sorted(os.sched_getaffinity(0)))
     mine = affinities[node.rank]

@@ -31,6 +31,7 @@ from lsr_hpc.prepare import PreparedProblem, prepare
 from lsr_hpc.problem import Problem, ResidualBlock
 from lsr_hpc.result import RefineResult
 from lsr_hpc.settings import HeldOutSettings, RefineSettings, SubspaceSettings
+from lsr_hpc.world import this_process
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -151,9 +152,7 @@ def refine_with_band(
 
     Collective: all ranks; a refinement, and one block product of j columns with n rows.
     """
-    from mpi4py import MPI
-
-    comm = MPI.COMM_SELF if comm is None else comm
+    comm = this_process() if comm is None else comm
     settings = settings or RefineSettings()
     if not 0 < level < 1:
         raise JobError(f"level = {level}: must be above 0 and below 1", on_every_rank=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 
 from lsr_hpc import __version__
 
@@ -13,7 +14,7 @@ def versions(*, with_solvers: bool) -> dict[str, str]:
     """Versions by name.
 
     Args:
-        with_solvers: Whether MPI, PETSc and SLEPc are asked too (they must have been started).
+        with_solvers: Whether MPI, PETSc and SLEPc are asked too, as far as this process has started them.
 
     Returns:
         Versions as strings.
@@ -27,16 +28,19 @@ def versions(*, with_solvers: bool) -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
-    if with_solvers:
+    if with_solvers and "mpi4py.MPI" in sys.modules:
         import mpi4py
         from mpi4py import MPI
 
+        found |= {
+            "mpi4py": mpi4py.__version__,
+            "mpi": MPI.Get_library_version().strip().rstrip("\0").split("\n")[0],
+        }
+    if with_solvers and "slepc4py.SLEPc" in sys.modules:
         from lsr_hpc.petsc import libraries
 
         PETSc, SLEPc = libraries()
         found |= {
-            "mpi4py": mpi4py.__version__,
-            "mpi": MPI.Get_library_version().strip().rstrip("\0").split("\n")[0],
             "petsc": ".".join(map(str, PETSc.Sys.getVersion())),
             "slepc": ".".join(map(str, SLEPc.Sys.getVersion())),
         }

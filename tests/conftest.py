@@ -37,10 +37,10 @@ class DenseOperator:
         return int(self.matrix.shape[1])
 
     def jv(self, v: Tensor) -> Tensor:
-        return v @ self.matrix.T
+        return v @ self.matrix.T.to(v.dtype)
 
     def jtu(self, u: Tensor) -> Tensor:
-        return u @ self.matrix
+        return u @ self.matrix.to(u.dtype)
 
 
 @pytest.fixture(scope="session")

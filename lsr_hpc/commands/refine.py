@@ -24,6 +24,7 @@ from lsr_hpc.console import log_level, say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
 from lsr_hpc.job import Job, load_job
 from lsr_hpc.threads import local_threads
+from lsr_hpc.world import has_mpi, needs_petsc, this_process, whole_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["refine_family", "run"]
 
-# Variables by which launchers tell a process the size of its world.
-_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID", "MPI_LOCALRANKID")
 
 
@@ -56,33 +55,12 @@ def run(options: argparse.Namespace) -> int:
 
     Collective: all ranks of COMM_WORLD.
     """
+    comm = this_process()
     try:
-        from mpi4py import MPI
-    except ImportError as error:
-        print(f"lsr-hpc: mpi4py cannot be imported ({error}): run `lsr-hpc doctor`", file=sys.stderr)
-        return int(ExitCode.ENVIRONMENT)
-    comm = MPI.COMM_WORLD
-    try:
-        _check_world(comm)
+        comm = whole_world()
         return _run(options, comm)
     except (Exception, SystemExit) as error:
         return _end_all_ranks(comm, error, options.debug)
-
-
-def _check_world(comm: MPI.Comm) -> None:
-    """Refuse n worlds of one rank where a launcher meant one world of n (mixed MPI libraries)."""
-    meant = max((int(os.environ[v]) for v in _SIZE_VARIABLES if os.environ.get(v, "").isdigit()), default=1)
-    if "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "").isdigit():
-        meant = max(meant, int(os.environ["SLURM_STEP_NUM_TASKS"]))
-    if meant > 1 and comm.size == 1:
-        from mpi4py import MPI
-
-        library = MPI.Get_library_version().strip().rstrip("\0").split("\n")[0]
-        raise EnvironmentProblem(
-            f"the launcher started {meant} processes, but each of them is alone in its MPI world: "
-            f"the launcher belongs to another MPI than mpi4py, which uses {library}; start with "
-            "that library's mpiexec (`lsr-hpc doctor` names it)"
-        )
 
 
 def _end_all_ranks(comm: MPI.Comm, error: BaseException, debug: bool) -> int:
@@ -125,7 +103,10 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
     import torch
 
     torch.set_num_threads(threads)
-    agree(comm, lambda: _start_petsc(options.petsc_options))
+    if not has_mpi():
+        say("mpi4py is not installed: one process, directions in torch tensors")
+    if options.petsc_options or needs_petsc(job.refine_settings, comm):
+        agree(comm, lambda: _start_petsc(options.petsc_options))
     logger = logging.getLogger("lsr_hpc")
     logger.setLevel(logging.ERROR if comm.rank else log_level(options))
     logger.addFilter(_FirstTime())
@@ -156,7 +137,8 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
         if directory is not None:
             directory.abandon(error)
         raise
-    _warn_unused(options.petsc_options, comm)
+    if options.petsc_options:
+        _warn_unused(options.petsc_options, comm)
     return int(ExitCode.DONE)
 
 

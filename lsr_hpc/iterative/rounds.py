@@ -45,6 +45,7 @@ from lsr_hpc.problem import Problem
 from lsr_hpc.result import RefineResult
 from lsr_hpc.settings import HeldOutSettings, IterateSettings, RefineSettings, SubspaceSettings
 from lsr_hpc.snapshot import Boundary, Cut, MemoryState, SavedState, Snapshot, no_boundary
+from lsr_hpc.world import this_process
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -79,9 +80,7 @@ def iterate(
 
     Collective: all ranks of ``comm``.
     """
-    from mpi4py import MPI
-
-    comm = MPI.COMM_SELF if comm is None else comm
+    comm = this_process() if comm is None else comm
     options = iterate_settings or IterateSettings()
     state = IterateState.start(problem)
     while not state.finished:

@@ -173,13 +173,14 @@ class TangentAlignment:
         shifted = self._residual + along_start
         rank = min(self._rank, prepared.settings.subspace.rank)
         basis = krylov_basis(
-            jacobian,
+            here.drawing_jacobian.in_precision(jv=torch.float64),
             here.held_jacobian,
             FitAndHeld(shifted, np.zeros(here.held.n_rows)),
             first_row=prepared.fit.first_row,
             rank=rank,
             width=max(1, min(_WIDTH, rank // 4)),
             orthogonalization="auto",
+            panels=prepared.settings.compute.panels,
         )
         assert basis.image is not None
         image = basis.image.fit

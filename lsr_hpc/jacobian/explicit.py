@@ -44,6 +44,7 @@ class ExplicitJacobian:
         self._n_parameters = model.layout.size if free is None else len(free)
         self._pieces = list(_pieces(model, free))
         self._matrix: Tensor | None = None
+        self._single: Tensor | None = None
 
     @property
     def n_rows(self) -> int:
@@ -59,23 +60,31 @@ class ExplicitJacobian:
         """``J V``.
 
         Args:
-            v: Shape (b, P'), float64.
+            v: Shape (b, P'), float64 or float32.
 
         Returns:
-            Shape (b, N_local).
+            Shape (b, N_local), in the precision of ``v``.
         """
-        return v.to(self._model.device) @ self.matrix.T
+        return v.to(self._model.device) @ self._in_precision(v.dtype).T
 
     def jtu(self, u: Tensor) -> Tensor:
         """``J^T U`` summed over the local rows.
 
         Args:
-            u: Shape (b, N_local), float64.
+            u: Shape (b, N_local), float64 or float32.
 
         Returns:
-            Shape (b, P').
+            Shape (b, P'), in the precision of ``u``.
         """
-        return u.to(self._model.device) @ self.matrix
+        return u.to(self._model.device) @ self._in_precision(u.dtype)
+
+    def _in_precision(self, dtype: torch.dtype) -> Tensor:
+        """The matrix, or a copy in float32 that is kept beside it."""
+        if dtype == torch.float64:
+            return self.matrix
+        if self._single is None:
+            self._single = self.matrix.to(dtype)
+        return self._single
 
     @property
     def matrix(self) -> Tensor:

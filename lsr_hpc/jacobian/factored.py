@@ -88,7 +88,7 @@ class FactoredJacobian:
             else None
             for segment in rows.segments
         ]
-        self._held: dict[tuple[int, int], TileFactors] = {}
+        self._held: dict[tuple[int, int, torch.dtype], TileFactors] = {}
 
     @property
     def n_rows(self) -> int:
@@ -104,23 +104,23 @@ class FactoredJacobian:
         """``J V``.
 
         Args:
-            v: Shape (b, P), float64.
+            v: Shape (b, P), float64 or float32.
 
         Returns:
-            Shape (b, N_local).
+            Shape (b, N_local), in the precision of ``v``.
 
         Raises:
             JobError: If a residual uses other layers than on the probed points.
         """
         v = v.to(self._model.device).contiguous()
-        out = torch.empty(v.shape[0], self.n_rows, dtype=torch.float64, device=self._model.device)
+        out = v.new_empty(v.shape[0], self.n_rows)
         if v.shape[0] == 0:
             return out
         with torch.no_grad():
             for number in range(len(self._rows.segments)):
                 shared = self._shared[number]
-                v_shared = None if shared is None else shared.push(v)
-                for rows, factors in self._tiles(number):
+                v_shared = None if shared is None else shared.push(v.double()).to(v.dtype)
+                for rows, factors in self._tiles(number, v.dtype):
                     out[:, rows] = factors.jv(v, v_shared)
         return out
 
@@ -128,40 +128,64 @@ class FactoredJacobian:
         """``J^T U`` summed over the local rows.
 
         Args:
-            u: Shape (b, N_local), float64.
+            u: Shape (b, N_local), float64 or float32.
 
         Returns:
-            Shape (b, P).
+            Shape (b, P), in the precision of ``u``.
 
         Raises:
             JobError: If a residual uses other layers than on the probed points.
         """
         u = u.to(self._model.device)
-        out = torch.zeros(u.shape[0], self.n_parameters, dtype=torch.float64, device=self._model.device)
+        out = u.new_zeros(u.shape[0], self.n_parameters)
         if u.shape[0] == 0:
             return out
         with torch.no_grad():
             for number in range(len(self._rows.segments)):
                 shared = self._shared[number]
                 u_shared = None if shared is None else u.new_zeros(u.shape[0], shared.width)
-                for rows, factors in self._tiles(number):
+                for rows, factors in self._tiles(number, u.dtype):
                     factors.add_jtu(u[:, rows].contiguous(), out, u_shared)
                 if shared is not None and u_shared is not None:
-                    shared.add_pull(u_shared, out)
+                    shared.add_pull(u_shared.double(), out)
         return out
 
-    def _tiles(self, number: int) -> Iterator[tuple[slice, TileFactors]]:
+    def tiles(self) -> Iterator[tuple[TileFactors, Tensor | None]]:
+        """The rows tile by tile, in order.
+
+        Yields:
+            Factors in float64, and the derivative of the shared layers' outputs by the parameters,
+            (width, P), where the tile has any.
+        """
+        for number, shared in enumerate(self._shared):
+            by_parameters = None
+            if shared is not None:
+                by_parameters = torch.zeros(
+                    shared.width, self.n_parameters, dtype=torch.float64, device=self._model.device
+                )
+                shared.add_pull(torch.eye(shared.width).to(by_parameters), by_parameters)
+            for _, factors in self._tiles(number, torch.float64):
+                yield factors, by_parameters
+
+    def _tiles(self, number: int, dtype: torch.dtype) -> Iterator[tuple[slice, TileFactors]]:
         """The tiles of a segment: local rows and factors."""
         segment = self._rows.segments[number]
         structure = self._structures[segment.block.name]
         row = sum(s.n_rows for s in self._rows.segments[:number])
         size = self._tile_bytes // (8 * structure.recording_numbers_per_point)
         for points in even_tiles(segment.n_points, max(1, min(_LARGEST_TILE, size))):
-            factors = self._held.get((number, points.start)) or self._record(segment, structure, points)
+            held = self._held.get((number, points.start, dtype))
+            factors = held or self._recorded(number, points).in_precision(dtype)
             if self._hold:
-                self._held[number, points.start] = factors
+                self._held[number, points.start, dtype] = factors
             yield slice(row, row + factors.n_rows), factors
             row += factors.n_rows
+
+    def _recorded(self, number: int, points: slice) -> TileFactors:
+        """The factors of a tile in float64, held already or recorded now."""
+        segment = self._rows.segments[number]
+        held = self._held.get((number, points.start, torch.float64))
+        return held or self._record(segment, self._structures[segment.block.name], points)
 
     def _record(self, segment: Segment, structure: BlockStructure, points: slice) -> TileFactors:
         tensors = tuple(t[points] for t in segment.tensors)

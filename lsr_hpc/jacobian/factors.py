@@ -13,7 +13,7 @@ between, ``rows * S * out`` numbers per column are written and read; in small st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -202,6 +202,24 @@ class TileFactors:
             tuple((ranges[name], matrix.flatten(0, 1)) for name, matrix in dense.items()),
             torch.cat(shared, 2).flatten(0, 1) if shared else None,
             n_rows,
+        )
+
+    def in_precision(self, dtype: torch.dtype) -> TileFactors:
+        """The same factors in another precision.
+
+        Args:
+            dtype: ``torch.float64`` or ``torch.float32``.
+
+        Returns:
+            These factors where they have it, a converted copy otherwise.
+        """
+        if dtype == torch.float64:
+            return self
+        return TileFactors(
+            tuple(replace(p, left=p.left.to(dtype), right=p.right.to(dtype)) for p in self.outer_products),
+            tuple((columns, matrix.to(dtype)) for columns, matrix in self.dense),
+            None if self.on_shared is None else self.on_shared.to(dtype),
+            self.n_rows,
         )
 
     @property

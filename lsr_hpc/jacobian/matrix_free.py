@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from lsr_hpc.autodiff import pull_back, push_forward
+from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.rows import LocalRows, Segment, even_tiles
 
@@ -40,6 +41,8 @@ class MatrixFreeJacobian:
         self._rows = rows
         self._columns_per_tile = columns_per_tile
         self._tile_bytes = tile_bytes
+        self._dtype = model.theta0.dtype
+        self._single: MatrixFreeJacobian | None = None
 
     @property
     def n_rows(self) -> int:
@@ -55,12 +58,17 @@ class MatrixFreeJacobian:
         """``J V``.
 
         Args:
-            v: Shape (b, P), float64.
+            v: Shape (b, P), float64 or float32.
 
         Returns:
-            Shape (b, N_local).
+            Shape (b, N_local), in the precision of ``v``.
+
+        Raises:
+            JobError: If a residual cannot be evaluated in float32.
         """
-        out = torch.empty(v.shape[0], self.n_rows, dtype=torch.float64, device=self._model.device)
+        if v.dtype != self._dtype:
+            return self._in_single(lambda single: single.jv(v))
+        out = torch.empty(v.shape[0], self.n_rows, dtype=self._dtype, device=self._model.device)
         with torch.no_grad():
             for columns in even_tiles(v.shape[0], self._columns_per_tile):
                 tangents = self._model.layout.unflatten(v[columns].to(self._model.device))
@@ -77,12 +85,17 @@ class MatrixFreeJacobian:
         """``J^T U`` summed over the local rows.
 
         Args:
-            u: Shape (b, N_local), float64.
+            u: Shape (b, N_local), float64 or float32.
 
         Returns:
-            Shape (b, P).
+            Shape (b, P), in the precision of ``u``.
+
+        Raises:
+            JobError: If a residual cannot be evaluated in float32.
         """
-        out = torch.zeros(u.shape[0], self.n_parameters, dtype=torch.float64, device=self._model.device)
+        if u.dtype != self._dtype:
+            return self._in_single(lambda single: single.jtu(u))
+        out = torch.zeros(u.shape[0], self.n_parameters, dtype=self._dtype, device=self._model.device)
         row = 0
         for segment in self._rows.segments:
             for points in even_tiles(segment.n_points, self._points_per_tile(segment, len(u))):
@@ -100,7 +113,27 @@ class MatrixFreeJacobian:
 
     def _residual_of_parameters(self, segment: Segment, points: slice) -> ResidualOfParameters:
         """The tile's residual as a function of the parameter tensors."""
-        return lambda tensors: segment.residual(self._model.field_of_tensors(tensors), points)
+        # Constants of the user's may have made it float64.
+        return lambda tensors: segment.residual(self._model.field_of_tensors(tensors), points).to(self._dtype)
+
+    def _in_single(self, product: Callable[[MatrixFreeJacobian], Tensor]) -> Tensor:
+        """A product with the network and the data in float32, of which a copy is kept."""
+        if self._single is None:
+            self._single = MatrixFreeJacobian(
+                self._model.in_precision(torch.float32),
+                self._rows.in_precision(torch.float32),
+                columns_per_tile=self._columns_per_tile,
+                tile_bytes=self._tile_bytes,
+            )
+        try:
+            return product(self._single)
+        except RuntimeError as error:
+            if "dtype" not in str(error):
+                raise
+            raise JobError(
+                f"a residual cannot be evaluated in float32 ({str(error).splitlines()[0]}): set "
+                'subspace.precision = "float64", or let its constants take the dtype of its points'
+            ) from error
 
     def _points_per_tile(self, segment: Segment, columns: int) -> int:
         bytes_per_point = 8 * segment.probe.numbers_per_point * max(1, min(columns, self._columns_per_tile))

@@ -13,7 +13,7 @@ __all__ = ["ComputeSettings", "HeldOutSettings", "RefineSettings", "SolverSettin
 # A narrow Krylov block goes deeper for the same number of products; a wide one multiplies faster.
 _WIDEST_BLOCK = 16
 _LEAST_DEPTH = 8
-_BASES = ("krylov", "svd", "svd+krylov", "randomized", "random")
+_BASES = ("krylov", "svd", "svd+krylov", "randomized", "dual", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class SubspaceSettings:
         rank: Largest number of directions; the rank used is chosen up to it. At most the fitted rows.
         basis: ``"krylov"`` (block Krylov space grown from the residual, in SLEPc basis vectors), ``"svd"``
             (SLEPc's singular vectors), ``"svd+krylov"`` (half of each), ``"randomized"`` (the published range
-            finder) or ``"random"`` (control).
+            finder), ``"dual"`` (singular vectors by way of J J^T, for a few thousand rows at most; those of
+            singular values below 1e-7 of the largest are out of its reach) or ``"random"`` (control).
         width: Columns of a Krylov block; absent chooses 16, or an eighth of a small rank. Narrower gets more
             out of the same rank, wider runs faster.
         adaptive: Whether a Krylov basis stops growing once it has halved the held-out residual and its later
@@ -34,6 +35,10 @@ class SubspaceSettings:
         oversampling: Extra columns of the randomised methods.
         test_matrix: ``"gaussian"`` or ``"uniform"``; for ``basis = "randomized"``.
         orthogonalization: ``"auto"``, ``"tsqr"`` or ``"cholesky_qr2"``.
+        precision: Of the products that draw directions, J^T for ``"krylov"``, J and J^T for ``"svd"`` and
+            ``"randomized"``: ``"float64"``, or ``"float32"``, which is twice as fast. J V, and all that
+            follows from it, is float64 either way. Drawn in float32, predictors on unlike numbers of ranks
+            agree only to about their error.
         seed: Seed of the random draws.
         parameters: Patterns of the names of the parameters that may change (``*`` and ``?`` as in a shell);
             empty for all. The others keep their trained values.
@@ -49,6 +54,7 @@ class SubspaceSettings:
     oversampling: int = 10
     test_matrix: str = "gaussian"
     orthogonalization: str = "auto"
+    precision: str = "float64"
     seed: int = 0
     parameters: tuple[str, ...] = ()
     parameter_fraction: float = 1.0
@@ -60,6 +66,7 @@ class SubspaceSettings:
             choice("subspace", "svd", self.svd, ("randomized", "trlanczos", "cross")),
             choice("subspace", "test_matrix", self.test_matrix, ("gaussian", "uniform")),
             choice("subspace", "orthogonalization", self.orthogonalization, ("auto", "tsqr", "cholesky_qr2")),
+            choice("subspace", "precision", self.precision, ("float64", "float32")),
             at_least("subspace", self, rank=1, width=1, iterations=1, oversampling=0, seed=0),
         )
         if isinstance(self.parameters, str):
@@ -160,11 +167,17 @@ class ComputeSettings:
             and gradients of linear layers), ``"explicit"`` (a matrix), or ``"auto"`` (the cheapest that can
             be used and fits; ``--dry-run`` compares them).
         device: ``"auto"`` (a local GPU per rank where there is one), ``"cpu"`` or ``"cuda"``.
+        panels: What a Krylov space lives in: ``"slepc"`` (basis vectors of SLEPc, in host memory),
+            ``"torch"`` (tensors on the rank's device), or ``"auto"``: torch on GPUs, SLEPc on CPUs.
+        exchange: How blocks travel between GPUs: ``"nccl"``, ``"mpi"`` (CUDA-aware), ``"host"``, or
+            ``"auto"``, the first of them that works in a trial. CPU ranks have nothing to choose.
     """
 
     memory_per_rank: str = "4GiB"
     jacobian: str = "auto"
     device: str = "auto"
+    panels: str = "auto"
+    exchange: str = "auto"
 
     def __post_init__(self) -> None:
         """Check each value."""
@@ -177,6 +190,8 @@ class ComputeSettings:
             mistakes,
             choice("compute", "jacobian", self.jacobian, ("auto", "matrix_free", "factored", "explicit")),
             choice("compute", "device", self.device, ("auto", "cpu", "cuda")),
+            choice("compute", "panels", self.panels, ("auto", "slepc", "torch")),
+            choice("compute", "exchange", self.exchange, ("auto", "host", "mpi", "nccl")),
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
+from lsr_hpc.jacobian.operator import JacobianOperator
 from lsr_hpc.problem import ResidualBlock
 
 # Both sides are exact derivatives in float64; sums of a few hundred terms in another order differ by less.
@@ -38,6 +39,18 @@ def dense_jacobian(model: nn.Module, blocks: Sequence[ResidualBlock]) -> Tensor:
 
 def panel(rows: int, columns: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, columns)))
+
+
+def assert_single(jacobian: JacobianOperator, dense: Tensor) -> None:
+    """Products in float32 are those of the dense matrix, to the rounding of float32 and not better."""
+    v = panel(5, jacobian.n_parameters, seed=3).float()
+    u = panel(4, jacobian.n_rows, seed=4).float()
+    expected = (v.double() @ dense.T, u.double() @ dense)
+    for product, exact in zip((jacobian.jv(v), jacobian.jtu(u)), expected, strict=True):
+        assert product.dtype == torch.float32
+        error = float((product.double() - exact).norm() / exact.norm())
+        # Sums of a few hundred terms; in double precision the error would be that of the result's rounding.
+        assert 1e-9 < error <= 1e-5
 
 
 def assert_equal(actual: Tensor, expected: Tensor) -> None:

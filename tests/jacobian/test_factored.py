@@ -17,15 +17,17 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp
 from lsr_hpc.derivatives import along, second_along
 from lsr_hpc.errors import JobError
 from lsr_hpc.functional import FunctionalModel
-from lsr_hpc.jacobian import examine, recording
+from lsr_hpc.jacobian import examine, gram, recording
 from lsr_hpc.jacobian.examine import NotFactored, examine_blocks
+from lsr_hpc.jacobian.explicit import ExplicitJacobian
 from lsr_hpc.jacobian.factored import BlockStructure, FactoredJacobian
 from lsr_hpc.jacobian.matrix_free import MatrixFreeJacobian
+from lsr_hpc.jacobian.operator import DistributedJacobian
 from lsr_hpc.jacobian.probe import BlockProbe, probe_block
 from lsr_hpc.models import MLP, BoundDeepONet, DeepONet, ModifiedMLP
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.rows import local_rows, split_rows
-from tests.jacobian.dense import RELATIVE, assert_equal, dense_jacobian, panel
+from tests.jacobian.dense import RELATIVE, assert_equal, assert_single, dense_jacobian, panel
 
 
 class Case:
@@ -421,6 +423,36 @@ def test_one_refused_block_refuses_the_problem() -> None:
     reason = Case(MLP([2, 8, 1]), block(burgers, x, name="good"), block(control, x, name="bad")).reason()
 
     assert "'bad'" in reason
+
+
+@pytest.mark.parametrize("numbers", [1, 2**22])
+def test_the_gram_matrix_is_the_dense_one(
+    case: Case, numbers: int, comm_self: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gram, "_NUMBERS", numbers)
+    rows, way = gram.gram_rows(DistributedJacobian(comm_self, case.jacobian(), 7))
+    assert_equal(rows, case.dense @ case.dense.T)
+    # Tied and transposed uses of a weight have mixed terms, which only products know.
+    assert way in {"the factors of linear layers", "products with J and J^T"}
+
+
+def test_factors_make_the_gram_matrix_of_plain_networks(comm_self: Any) -> None:
+    for name in ("MLP", "modified MLP", "bound DeepONet", "nonlinear PDE", "several outputs"):
+        case = made(name)
+        assert gram.gram_rows(DistributedJacobian(comm_self, case.jacobian(), 7))[1].startswith("the factors")
+    explicit = ExplicitJacobian(case.functional, case.rows, tile_bytes=2**20)
+    rows, way = gram.gram_rows(DistributedJacobian(comm_self, explicit, 7))
+    assert way == "the rows of J"
+    assert_equal(rows, case.dense @ case.dense.T)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_panels_in_float32_give_the_dense_products_in_float32(case: Case, hold: bool) -> None:
+    jacobian = case.jacobian(hold=hold)
+    assert_single(jacobian, case.dense)
+    # In float64 all is as before.
+    v = panel(5, jacobian.n_parameters)
+    assert_equal(jacobian.jv(v), v @ case.dense.T)
 
 
 def test_no_columns_and_no_rows(case: Case) -> None:

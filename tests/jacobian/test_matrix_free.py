@@ -25,7 +25,7 @@ from lsr_hpc.jacobian.restricted import RestrictedJacobian, choose_parameters
 from lsr_hpc.models import MLP, BoundDeepONet, DeepONet
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.rows import local_rows, split_rows
-from tests.jacobian.dense import RELATIVE, assert_equal, dense_jacobian, panel
+from tests.jacobian.dense import RELATIVE, assert_equal, assert_single, dense_jacobian, panel
 
 
 @dataclass
@@ -192,6 +192,25 @@ def test_product_with_the_transpose_is_the_dense_one(case: Case) -> None:
     u = panel(5, jacobian.n_rows)
 
     assert_equal(jacobian.jtu(u), u @ dense)
+
+
+def test_panels_in_float32_give_the_dense_products_in_float32(case: Case) -> None:
+    dense = case.dense()
+    assert_single(case.jacobian(), dense)
+    assert_single(case.explicit(), dense)
+    free = torch.arange(0, dense.shape[1], 2)
+    assert_single(RestrictedJacobian(case.jacobian(), free), dense[:, free])
+
+
+def test_a_residual_that_is_float64_alone_is_refused_in_words() -> None:
+    matrix = torch.eye(2, dtype=torch.float64)
+    points = torch.rand(6, 2).double()
+    block = ResidualBlock(name="fit", residual=lambda u, x: u(x @ matrix), points=points)
+    case = Case(MLP([2, 4, 1]), [block])
+    jacobian = case.jacobian()
+
+    with pytest.raises(JobError, match=r'subspace.precision = "float64"'):
+        jacobian.jv(panel(2, jacobian.n_parameters).float())
 
 
 def test_products_are_adjoint(case: Case) -> None:

@@ -148,6 +148,9 @@ def nearly_square() -> Problem:
 
 CASES = {
     "krylov": (poisson, SubspaceSettings(rank=40), {}),
+    "krylov-torch": (poisson, SubspaceSettings(rank=40), {}),
+    "krylov-float32": (poisson, SubspaceSettings(rank=40, precision="float32"), {}),
+    "empty-rank-krylov-torch": (wide, SubspaceSettings(rank=40), {}),
     "krylov-narrow": (poisson, SubspaceSettings(rank=20, width=1), {}),
     "svd+krylov": (poisson, SubspaceSettings(rank=30, basis="svd+krylov"), {}),
     "empty-rank-krylov": (wide, SubspaceSettings(rank=40), {}),
@@ -160,6 +163,8 @@ CASES = {
         {},
     ),
     "randomized": (poisson, SubspaceSettings(rank=40, basis="randomized"), {}),
+    "dual": (poisson, SubspaceSettings(rank=40, basis="dual"), {}),
+    "empty-rank-dual": (wide, SubspaceSettings(rank=40, basis="dual"), {}),
     "random": (poisson, SubspaceSettings(rank=40, basis="random"), {}),
     "lsqr": (poisson, SubspaceSettings(rank=20), {"type": "lsqr"}),
     "cgls": (poisson, SubspaceSettings(rank=20), {"type": "cgls"}),
@@ -200,7 +205,10 @@ def run(case: str, output: str) -> None:
         solver=SolverSettings(**solver),
         held_out=HeldOutSettings(fraction=0.2),
         # A factored Jacobian calls the residual too rarely to fail in a chosen phase.
-        compute=ComputeSettings(jacobian="matrix_free" if case == "one-rank-raises" else "auto"),
+        compute=ComputeSettings(
+            jacobian="matrix_free" if case == "one-rank-raises" else "auto",
+            panels="torch" if case.endswith("torch") else "auto",
+        ),
     )
     result = refine(build(), comm, settings=settings)
     deltas = comm.allgather(result.delta)

@@ -14,6 +14,8 @@ PROGRAM = Path(__file__).parent / "program.py"
 
 AGREEING = [
     "krylov",
+    "krylov-torch",
+    "empty-rank-krylov-torch",
     "krylov-narrow",
     "svd+krylov",
     "empty-rank-krylov",
@@ -22,6 +24,8 @@ AGREEING = [
     "svd-cross",
     "svd-cholesky",
     "randomized",
+    "dual",
+    "empty-rank-dual",
     "random",
     "lsqr",
     "cgls",
@@ -53,7 +57,7 @@ def refine(mpiexec, n: int, directory: Path, *cases: str) -> dict[str, dict[str,
 def by_rank_count(mpiexec, tmp_path_factory):
     """Every case on every number of ranks; one launch per number."""
     base = tmp_path_factory.mktemp("ranks")
-    return {n: refine(mpiexec, n, base / str(n), *AGREEING) for n in RANK_COUNTS}
+    return {n: refine(mpiexec, n, base / str(n), *AGREEING, "krylov-float32") for n in RANK_COUNTS}
 
 
 @pytest.mark.parametrize("case", AGREEING)
@@ -69,6 +73,20 @@ def test_predictors_agree_on_any_number_of_ranks(by_rank_count, case):
         if after > 1e-9 * before:
             assert other["rank"] == one["rank"]
         assert np.abs(other["residual"] - one["residual"]).max() <= 1e-9 * before
+
+
+@pytest.mark.parametrize("case", ["krylov", "empty-rank-krylov"])
+@pytest.mark.parametrize("n", RANK_COUNTS)
+def test_panels_of_slepc_and_of_torch_give_one_predictor(by_rank_count, n, case):
+    slepc, tensors = by_rank_count[n][case], by_rank_count[n][case + "-torch"]
+    assert np.linalg.norm(slepc["field"] - tensors["field"]) <= 1e-10 * np.linalg.norm(slepc["field"])
+
+
+@pytest.mark.parametrize("n", RANK_COUNTS)
+def test_a_basis_drawn_in_float32_loses_no_accuracy(by_rank_count, n):
+    single, double = by_rank_count[n]["krylov-float32"], by_rank_count[n]["krylov"]
+    assert single["error"][1] <= 2 * double["error"][1]
+    assert not np.array_equal(single["delta"], double["delta"])
 
 
 def test_same_number_of_ranks_is_bit_identical(mpiexec, by_rank_count, tmp_path):
