@@ -346,7 +346,7 @@ def test_other_weights_or_rows_end_the_comparison():
         (
             1e-2,
             1e-3,
-            "ours is not best: L-BFGS, 100 pairs has 1.0e-03 .* 10 times less .*; it moves the weights",
+            "ours is not best: L-BFGS, 100 pairs has 1.0e-03 .* 10 times less .*; all of its time",
         ),
         (1e-3, 1.1e-3, "are equal with 1.0e-03 and 1.1e-03"),
     ],
