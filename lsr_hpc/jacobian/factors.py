@@ -24,12 +24,12 @@ from lsr_hpc.rows import even_tiles
 
 __all__ = ["OuterProducts", "TileFactors"]
 
-# Intermediate numbers of one step (2 MiB): what a core's cache holds beside the operands. A GPU gets larger
-# steps, since each costs launches.
-_STEP_NUMBERS = 2**18
+# Intermediate numbers of one step (4 MiB), and its fewest columns, for which rows are cut: on layers of
+# width 50 to 256, smaller and narrower steps lose up to a third of the rate. A GPU gets larger steps, since
+# each costs launches.
+_STEP_NUMBERS = 2**19
+_STEP_COLUMNS = 16
 _GPU_FACTOR = 64
-# Fewest columns in one step; rows are cut for it.
-_STEP_COLUMNS = 2
 # A matrix of few rows, or of few columns for its rows, is taken apart into these, each a product over all b.
 _FEW_ROWS = 4
 _ROWS_PER_COLUMN = 4

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from lsr_hpc.errors import JobError
+from lsr_hpc.errors import EnvironmentProblem, JobError
 
 __all__ = ["SILENT_S", "ControllerLock", "Holder", "read_holder"]
 
@@ -95,6 +95,7 @@ class ControllerLock:
 
     Raises:
         JobError: If another controller holds it.
+        EnvironmentProblem: If the file system has no locks.
     """
 
     def __init__(self, path: Path, patience_s: float = 0.0) -> None:
@@ -120,8 +121,13 @@ class ControllerLock:
         holder = read_holder(self._path)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise self._in_use(holder) from error
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"the file system of {self._path.parent} has no locks ({error.strerror}): mount it with them "
+                "(Lustre: -o flock), or put the run on another one"
+            ) from error
         # Not every file system passes the lock on between machines; what it says counts there.
         if holder is not None and not holder.is_here and holder.is_alive(self._path):
             raise self._in_use(holder)

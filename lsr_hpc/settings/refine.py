@@ -37,8 +37,8 @@ class SubspaceSettings:
         orthogonalization: ``"auto"``, ``"tsqr"`` or ``"cholesky_qr2"``.
         precision: Of the products that draw directions, J^T for ``"krylov"``, J and J^T for ``"svd"`` and
             ``"randomized"``: ``"float64"``, or ``"float32"``, which is twice as fast. J V, and all that
-            follows from it, is float64 either way. Drawn in float32, predictors on unlike numbers of ranks
-            agree only to about their error.
+            follows from it, is float64 either way. A Krylov space drawn in float32 may need more directions
+            for the same error, and predictors on unlike numbers of ranks agree only to about their error.
         seed: Seed of the random draws.
         parameters: Patterns of the names of the parameters that may change (``*`` and ``?`` as in a shell);
             empty for all. The others keep their trained values.

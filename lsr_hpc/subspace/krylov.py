@@ -40,7 +40,7 @@ __all__ = ["GrownSpace", "krylov_basis"]
 
 Array = NDArray[np.float64]
 # What is left of a block outside the space, relative to the block, below which it is rounding noise.
-_NOISE = {torch.float64: 1e-10, torch.float32: 1e-6}
+_NOISE = 1e-10
 # Components of unit vectors along K that one pass removes to rounding.
 _SMALL = 1e-3
 _MOST_PASSES = 4
@@ -112,9 +112,9 @@ def krylov_basis(
     image = FitAndHeld(np.empty((rank, jacobian.local.n_rows)), np.empty((rank, held_jacobian.local.n_rows)))
     with open_panels(panels, jacobian, rank, width, orthogonalization) as room:
 
-        def take_in(n: int, noise: float) -> slice:
+        def take_in(n: int) -> slice:
             """Make the fresh block the next directions, without what depends on K, and multiply it by J."""
-            block = slice(start, start + _orthonormalise(comm, room, start, n, noise))
+            block = slice(start, start + _orthonormalise(comm, room, start, n))
             if block.stop > block.start:
                 image.fit[block] = room.push(block)
                 image.held[block] = held_jacobian.push(_directions(room, block)).cpu().numpy()
@@ -128,7 +128,7 @@ def krylov_basis(
             some = given[first : first + width]
             _fill(room, some)
             # Singular vectors of small singular values are orthonormal to fewer digits.
-            start = take_in(len(some), _NOISE[torch.float64]).stop
+            start = take_in(len(some)).stop
         source = _split_residual(r0.fit, first_row, width)
         if grown is not None:
             start, depth, last = len(grown.v_local), grown.depth, grown.last
@@ -140,7 +140,7 @@ def krylov_basis(
             # J^T (J V_j), or J^T of the residual's parts in the first step.
             source = source[: rank - start]
             room.pull(source)
-            block = take_in(len(source), _NOISE[jacobian.jtu_dtype])
+            block = take_in(len(source))
             if block.stop == block.start:
                 break
             source, start, depth, last = image.fit[block], block.stop, depth + 1, block.start
@@ -154,7 +154,7 @@ def krylov_basis(
     return Basis(v_local, None, check_orthonormal(comm, v_local), detail, image.first(start))
 
 
-def _orthonormalise(comm: MPI.Comm, room: Panels, start: int, n: int, noise: float) -> int:
+def _orthonormalise(comm: MPI.Comm, room: Panels, start: int, n: int) -> int:
     """Orthonormalise the fresh block against all directions and in itself, and put it behind them.
 
     Where the space holds all of J, nothing but rounding is left of a block. Where it holds most of it, what
@@ -165,7 +165,6 @@ def _orthonormalise(comm: MPI.Comm, room: Panels, start: int, n: int, noise: flo
         room: The panels.
         start: Number of directions so far.
         n: Vectors of the block.
-        noise: What is left of a vector, relative to the block, below which it is left out.
 
     Returns:
         How many of the block were kept; at least one where there was no direction.
@@ -183,7 +182,7 @@ def _orthonormalise(comm: MPI.Comm, room: Panels, start: int, n: int, noise: flo
             on_every_rank=True,
         )
     rotation, left = on_first(comm, lambda: dense_svd(r)[:2])
-    kept = int(np.sum(left > noise * largest))
+    kept = int(np.sum(left > _NOISE * largest))
     if start == 0:
         kept = max(kept, 1)
     if kept == 0:

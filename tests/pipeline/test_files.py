@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lsr_hpc.errors import JobError
+from lsr_hpc.errors import EnvironmentProblem, JobError
 from lsr_hpc.job import load_job
 from lsr_hpc.pipeline.attempt import StopRequest
 from lsr_hpc.pipeline.journal import Journal, read_events
@@ -214,6 +216,16 @@ def test_patience_takes_the_lock_of_a_machine_that_falls_silent(tmp_path):
         ControllerLock(path)
     with ControllerLock(path, patience_s=20.0):
         assert read_holder(path).is_here
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_at_once(tmp_path, monkeypatch, number):
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(EnvironmentProblem, match=r"has no locks .*Lustre: -o flock"):
+        ControllerLock(tmp_path / "controller.lock", patience_s=60.0)
 
 
 # --- the wish to stop ---------------------------------------------------------------------------------
