@@ -276,7 +276,7 @@ def nncg(case: Case, budget_s: float, damping: float) -> Measurement:
             steps += 1
     if failures and not steps:
         return {
-            "skipped": f"no step in {track.seconds:.0f} s: the Hessian is indefinite at this start, and of "
-            f"{failures} sketches of it, as DeepXDE shifts them, none has a Cholesky factor"
+            "skipped": f"no step in {track.seconds:.0f} s: the Hessian is indefinite at this start, and its "
+            f"sketch, as DeepXDE shifts it, had no Cholesky factor ({failures} tried)"
         }
     return track.judged(linear, **identity(linear.problem))
