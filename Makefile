@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo docs lint test test-slow torture cluster chain results results-full clean
+.PHONY: help env demo docs lint test test-slow torture cluster chain results results-full accuracy clean
 
 LSR_BIN ?= .venv/bin
 PYTHON := $(LSR_BIN)/python
@@ -72,6 +72,11 @@ results: env  ## refine every shipped job, small sizes, and write docs/results.m
 
 results-full: env  ## the same at full size, as far as the starts are trained; hours, goes on where it was stopped
 	$(PYTHON) -m benchmarks results --preset full --markdown runs/results/full.md --png runs/results/full.png
+
+ACCURACY_PROBLEMS := poisson,function_fit,antiderivative,burgers2d,convection,burgers_operator
+accuracy: env  ## compare with other refiners from one start, and write docs/accuracy.md; hours, goes on where it was stopped
+	$(PYTHON) -m benchmarks accuracy --problem $(ACCURACY_PROBLEMS) --preset small --budget 60 \
+	    --markdown docs/accuracy.md --png docs/accuracy.png
 
 clean:  ## remove caches, logs and the demo's run; keeps .venv (rm -rf .venv to set up anew)
 	rm -rf build runs/demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from benchmarks import accuracy
 from benchmarks.record import Record, save_json, save_markdown, save_png, table
 
 _SUMMARIES = {
@@ -20,6 +21,7 @@ _SUMMARIES = {
     "predictor": "seconds and memory of the refined predictor over those of the plain network",
     "phases": "what counting flops, messages and seconds by phase costs",
     "memory": "a Jacobian ten times larger than the memory budget",
+    "accuracy": "error against seconds beside other refiners, at equal time; has options of its own (--help)",
     "results": "every shipped job beside the published figures (docs/results.md)",
 }
 
@@ -33,6 +35,9 @@ def main(words: list[str] | None = None) -> int:
     Returns:
         Exit code.
     """
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["accuracy"]:
+        return accuracy.main(words[1:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Side-by-side measurements; ratios are taken within one run.",
@@ -67,7 +72,7 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     module = importlib.import_module(f"benchmarks.{options.name}")
     record: Record = module.run(options.preset, options.overrides, options.cores)
-    record.command = "python -m benchmarks " + " ".join(sys.argv[1:] if words is None else words)
+    record.command = "python -m benchmarks " + " ".join(words)
     print(table(record, module.COLUMNS))
     if options.markdown is not None:
         save_markdown(record, options.markdown, module.COLUMNS, module.__doc__, options.png)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,16 @@ from lsr_hpc.params import ParameterLayout
 from lsr_hpc.rows import LocalRows, Segment
 from lsr_hpc.settings import RefineSettings
 
-__all__ = ["Case", "Linearised", "explicit_jacobian", "linearise", "load", "score"]
+__all__ = [
+    "Case",
+    "Linearised",
+    "Tensors",
+    "explicit_jacobian",
+    "jacobian_of_points",
+    "linearise",
+    "load",
+    "score",
+]
 
 Tensors = dict[str, Tensor]
 # A case as it travels to an arm: job file, preset, overrides, instance.
@@ -127,31 +136,64 @@ def linearise(problem: Problem, settings: RefineSettings, dtype: torch.dtype = t
     return Linearised(problem, theta0, layout, prepared.fit, prepared.held, dtype, module)
 
 
-def explicit_jacobian(linear: Linearised, points_per_chunk: int = 512) -> Tensor:
+def explicit_jacobian(
+    linear: Linearised, points_per_chunk: int = 512, at: Tensors | None = None, names: Sequence[str] = ()
+) -> Tensor:
     """All of J, one reverse pass per point, vectorised over points.
 
     Args:
         linear: The problem.
         points_per_chunk: Points differentiated at once.
+        at: Parameters to differentiate at; None for theta0.
+        names: The parameters to differentiate by, in the order of the layout; all if empty.
 
     Returns:
         Shape (N, P), rows in the order of the fitted rows.
     """
-    out = torch.empty(linear.n_rows, linear.n_parameters, dtype=linear.dtype)
+    sizes = dict(zip(linear.layout.names, linear.layout.shapes, strict=True))
+    columns = sum(math.prod(sizes[name]) for name in names or linear.layout.names)
+    out = torch.empty(linear.n_rows, columns, dtype=linear.dtype)
     row = 0
     for segment in linear.fit_rows.segments:
-
-        def rows_of_point(*point: Tensor, segment: Segment = segment) -> Tensor:
-            batch = tuple(t[None] for t in point)
-            jacobian: Any = jacrev(lambda tensors: linear.segment_residual(segment, tensors, batch))
-            return linear.layout.flatten(jacobian(linear.theta0))
-
-        data = linear.data(segment)
         for lo in range(0, segment.n_points, points_per_chunk):
-            block = vmap(rows_of_point)(*(t[lo : lo + points_per_chunk] for t in data)).flatten(0, 1)
+            hi = min(lo + points_per_chunk, segment.n_points)
+            block = jacobian_of_points(linear, segment, lo, hi, at, names)
             out[row : row + len(block)] = block
             row += len(block)
     return out
+
+
+def jacobian_of_points(
+    linear: Linearised,
+    segment: Segment,
+    lo: int,
+    hi: int,
+    at: Tensors | None = None,
+    names: Sequence[str] = (),
+) -> Tensor:
+    """Rows of J of some points of a segment.
+
+    Args:
+        linear: The problem.
+        segment: The segment.
+        lo: First point.
+        hi: Point behind the last one.
+        at: Parameters to differentiate at; None for theta0.
+        names: The parameters to differentiate by; all if empty.
+
+    Returns:
+        Shape (rows of the points, P).
+    """
+    fixed = linear.theta0 if at is None else at
+    free = {name: fixed[name] for name in names or linear.layout.names}
+
+    def rows_of_point(*point: Tensor) -> Tensor:
+        batch = tuple(t[None] for t in point)
+        blocks: Any = jacrev(lambda part: linear.segment_residual(segment, {**fixed, **part}, batch))(free)
+        return torch.cat([block.flatten(1) for block in blocks.values()], dim=1)
+
+    rows: Tensor = vmap(rows_of_point)(*(t[lo:hi] for t in linear.data(segment))).flatten(0, 1)
+    return rows
 
 
 def score(linear: Linearised, delta: Tensor) -> dict[str, float | None]:
