@@ -125,8 +125,13 @@ def check_files(command: Command) -> None:
     if "benchmarks" in words:
         name = words[words.index("benchmarks") + 1]
         assert name in {*_SUMMARIES, "NAME"}
+    outputs = {
+        word for option, word in itertools.pairwise(words) if option in {"--json", "--markdown", "--png"}
+    }
     for word in words[1:]:
-        if re.fullmatch(r"(?:jobs|tests|slurm|scripts|docs)/[\w./-]+|[\w-]+\.(?:yml|toml)", word):
+        if word not in outputs and re.fullmatch(
+            r"(?:jobs|tests|slurm|scripts|docs)/[\w./-]+|[\w-]+\.(?:yml|toml)", word
+        ):
             assert (REPOSITORY / word).exists(), word
         if re.fullmatch(r"tests(?:\.\w+)+|benchmarks\.\w+", word):
             path = REPOSITORY / word.replace(".", "/")

@@ -390,6 +390,7 @@ def test_make_alone_lists_the_targets():
         "cluster",
         "results",
         "results-full",
+        "accuracy",
         "clean",
     ]
 
