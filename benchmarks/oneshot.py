@@ -1,13 +1,17 @@
 """One-shot refinement: ours against the published recipe, LSMR on the full Jacobian and dense least squares.
 
 Every arm gets the same trained network, fitted rows and held-out rows, and the same number of cores: ours as
-MPI ranks of one thread, the others as threads of one process. ``seconds`` is everything from the problem to
-the correction delta: for ours also its checks, for the others not the judging of delta.
+MPI ranks of one thread, the others as threads of one process; where MPI is not installed, ours is one process
+with as many threads, on a GPU if there is one. ``seconds`` is everything from the problem to the correction
+delta: for ours also its checks, for the others not the judging of delta. For ours ``predicted s`` is what the
+cost model says of its products at the dgemm rate of the moment, ``products s`` what they took, and ``dgemm
+bound s`` what a dgemm of their flops would take.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,15 @@ from benchmarks.arms import Arm, Measurement, run_arm, tag
 from benchmarks.cases import Case, Linearised, explicit_jacobian, linearise, load, score
 from benchmarks.published_recipe import published_recipe
 from benchmarks.record import Column, Record, ratio
+from lsr_hpc.device import choose_device
+from lsr_hpc.jacobian.choice import dgemm_rate
+from lsr_hpc.jacobian.examine import NotFactored
+from lsr_hpc.oneshot import refine_prepared
+from lsr_hpc.petsc import start
+from lsr_hpc.phases import Phases
+from lsr_hpc.prepare import PreparedProblem, prepare
+from lsr_hpc.rows import LocalRows, Segment
+from lsr_hpc.world import has_mpi, needs_petsc, whole_world
 
 __all__ = ["COLUMNS", "draw", "run"]
 
@@ -30,6 +43,9 @@ COLUMNS = (
     Column("iterations", "iterations", "d"),
     Column("error_at_our_seconds", "error at our s"),
     Column("seconds_to_recipe_error", "s to recipe's error"),
+    Column("products_s", "products s"),
+    Column("predicted_s", "predicted s"),
+    Column("dgemm_bound_s", "dgemm bound s"),
     Column("peak_rss_bytes", "peak MiB", ".0f", 2**-20),
     Column("gemm_gflops", "dgemm GF/s", ".0f"),
     Column("foreign_cores", "foreign cores", ".1f"),
@@ -88,14 +104,22 @@ def _run_case(case: Case, recipe_rank: int | None, cores: int) -> list[Measureme
         words = {"case": case, **arguments}
         return run_arm(Arm(name=name, function=f"oneshot:{function}", arguments=words, threads=cores))
 
-    [ours] = run_arm(Arm(name="ours", function="oneshot:ours", arguments={"case": case}, mpi_ranks=cores))
+    def our_arm(name: str, **arguments: Any) -> Measurement:
+        words = {"case": case, **arguments}
+        ranks, threads = (cores, 1) if has_mpi() else (0, cores)
+        return run_arm(
+            Arm(name=name, function="oneshot:ours", arguments=words, mpi_ranks=ranks, threads=threads)
+        )[0]
+
+    ours = our_arm("ours")
+    ours32 = our_arm("ours_drawn_in_float32", precision="float32")
     [recipe] = alone("published_recipe", "recipe", dtype="float64", rank=recipe_rank)
     [recipe32] = alone("published_recipe_float32", "recipe", dtype="float32", rank=recipe_rank)
     budget_s = ours["seconds"] or recipe["seconds"] or 0.0
     [lsmr] = alone("lsmr", "lsmr", budget_s=budget_s, is_scaled=False)
     [lsmr_scaled] = alone("lsmr_scaled", "lsmr", budget_s=budget_s, is_scaled=True)
     [dense] = alone("dense_lstsq", "dense_lstsq")
-    found = [ours, recipe, recipe32, lsmr, lsmr_scaled, dense]
+    found = [ours, ours32, recipe, recipe32, lsmr, lsmr_scaled, dense]
     for arm in found:
         history = arm.get("history") or [arm]
         arm["seconds_to_recipe_error"] = _first_to_reach(history, recipe["error"])
@@ -133,35 +157,50 @@ def _ratios(found: list[Measurement]) -> dict[str, float]:
         if arm["arm"].startswith("lsmr"):
             at_our_seconds = {"error": arm["error_at_our_seconds"]}
             ratios[f"error at our seconds: {arm['arm']}/ours"] = ratio(at_our_seconds, ours, "error")
+    recipe = next(arm for arm in found if arm["arm"] == "published_recipe")
     ratios["seconds to the recipe's error: published_recipe/ours"] = ratio(
-        found[1], ours, "seconds_to_recipe_error"
+        recipe, ours, "seconds_to_recipe_error"
     )
-    ratios["peak memory: published_recipe/ours"] = ratio(found[1], ours, "peak_rss_bytes")
+    ratios["peak memory: published_recipe/ours"] = ratio(recipe, ours, "peak_rss_bytes")
+    ratios["seconds of ours over the dgemm bound of its products"] = ratio(
+        ours, {"seconds": ours.get("dgemm_bound_s")}
+    )
+    ratios["products of ours: measured over predicted"] = ratio(
+        {"seconds": ours.get("products_s")}, {"seconds": ours.get("predicted_s")}
+    )
     return {name: value for name, value in ratios.items() if value is not None}
 
 
-def ours(case: Case) -> Measurement:
+def ours(case: Case, precision: str = "float64") -> Measurement:
     """Arm: the product's ``refine`` on all MPI ranks.
 
     Args:
         case: The case.
+        precision: Of the products that draw directions.
 
     Returns:
         The measurement.
 
     Collective: all ranks of COMM_WORLD.
     """
-    from mpi4py import MPI
-
-    from lsr_hpc.oneshot import refine
-    from lsr_hpc.petsc import start
-
-    start()
+    comm = whole_world()
     problem, settings = load(case)
-    result = refine(problem, MPI.COMM_WORLD, settings=settings)
+    settings = replace(settings, subspace=replace(settings.subspace, precision=precision))
+    if needs_petsc(settings, comm):
+        start()
+    # A dgemm of the rank, on its device, for what follows.
+    rate = min(comm.allgather(dgemm_rate(choose_device(comm, settings.compute.device))))
+    phases = Phases()
+    with phases("prepare"):
+        prepared = prepare(problem, comm, settings)
+    result = refine_prepared(prepared, phases).result
     used = next(entry for entry in result.scan if entry["rank"] == result.rank)
     return {
         "seconds": result.seconds["total"],
+        "products_s": result.seconds["products"],
+        "predicted_s": prepared.representation.work / rate,
+        "dgemm_bound_s": _flops_of_products(prepared) / rate,
+        "device": str(prepared.model.device),
         "error": result.error_after,
         "error_before": result.error_before,
         "held_out": used["held_out"],
@@ -175,6 +214,33 @@ def ours(case: Case) -> Measurement:
         "phases": result.seconds,
         "detail": result.detail,
     }
+
+
+def _flops_of_products(prepared: PreparedProblem) -> float:
+    """Flops of the products that were done, on the rank that has most; half for those in float32.
+
+    Returns:
+        Flops, equal on all ranks.
+
+    Collective: all ranks.
+    """
+    fit, held = prepared.jacobian.counter, prepared.held_jacobian.counter
+    single = prepared.drawing_jacobian.jtu_dtype != torch.float64
+    columns = fit.jv_columns + fit.jtu_columns * (0.5 if single else 1.0)
+
+    def flops(rows: LocalRows) -> float:
+        return sum(s.n_points * _flops_per_point(prepared, s) for s in rows.segments)
+
+    mine = flops(prepared.fit) * columns + flops(prepared.held) * held.jv_columns
+    return float(max(prepared.comm.allgather(mine)))
+
+
+def _flops_per_point(prepared: PreparedProblem, segment: Segment) -> float:
+    """Of one column: those of the factored form, or two for every number of J."""
+    structures = prepared.structures
+    if isinstance(structures, NotFactored):
+        return 2.0 * segment.probe.rows_per_point * prepared.jacobian.local.n_parameters
+    return float(structures[segment.block.name].flops_per_point)
 
 
 def recipe(case: Case, dtype: str, rank: int | None) -> Measurement:
