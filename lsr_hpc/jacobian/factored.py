@@ -182,7 +182,7 @@ class FactoredJacobian:
         size = self._tile_bytes // (8 * structure.recording_numbers_per_point)
         for points in even_tiles(segment.n_points, max(1, min(_LARGEST_TILE, size))):
             held = self._held.get((number, points.start, dtype))
-            factors = held or self._recorded(number, points).in_precision(dtype)
+            factors = held or self._recorded(number, points).to(dtype=dtype)
             if self._hold:
                 self._held[number, points.start, dtype] = factors
             yield slice(row, row + factors.n_rows), factors

@@ -204,21 +204,25 @@ class TileFactors:
             n_rows,
         )
 
-    def in_precision(self, dtype: torch.dtype) -> TileFactors:
-        """The same factors in another precision.
+    def to(
+        self, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> TileFactors:
+        """The same factors in another precision, or elsewhere.
 
         Args:
             dtype: ``torch.float64`` or ``torch.float32``.
+            device: Where to; None leaves them where they are.
 
         Returns:
-            These factors where they have it, a converted copy otherwise.
+            These factors; copies of what had to be converted or moved.
         """
-        if dtype == torch.float64:
-            return self
         return TileFactors(
-            tuple(replace(p, left=p.left.to(dtype), right=p.right.to(dtype)) for p in self.outer_products),
-            tuple((columns, matrix.to(dtype)) for columns, matrix in self.dense),
-            None if self.on_shared is None else self.on_shared.to(dtype),
+            tuple(
+                replace(p, left=p.left.to(device, dtype), right=p.right.to(device, dtype))
+                for p in self.outer_products
+            ),
+            tuple((columns, matrix.to(device, dtype)) for columns, matrix in self.dense),
+            None if self.on_shared is None else self.on_shared.to(device, dtype),
             self.n_rows,
         )
 

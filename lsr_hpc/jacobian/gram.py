@@ -54,12 +54,15 @@ def gram_rows(jacobian: DistributedJacobian) -> tuple[Tensor, str]:
     assert mine is not None
     columns = []
     for root in range(jacobian.comm.size):
-        theirs = jacobian.comm.bcast(mine if jacobian.comm.rank == root else None, root=root)
+        # By way of the host: a tensor of another rank's GPU cannot be unpacked here.
+        sent = [piece.to("cpu") for piece in mine] if jacobian.comm.rank == root else None
+        theirs = [piece.to(jacobian.device) for piece in jacobian.comm.bcast(sent, root=root)]
         if not theirs:
             continue
         rows = [torch.cat([_product(a, b) for b in theirs], dim=1) for a in mine]
         n_theirs = sum(piece.n_rows for piece in theirs)
-        columns.append(torch.cat(rows) if rows else torch.zeros(0, n_theirs, dtype=torch.float64))
+        nothing = torch.zeros(0, n_theirs, dtype=torch.float64, device=jacobian.device)
+        columns.append(torch.cat(rows) if rows else nothing)
     way = "the factors of linear layers" if isinstance(local, FactoredJacobian) else "the rows of J"
     return torch.cat(columns, dim=1), way
 
@@ -84,6 +87,13 @@ class _Piece:
             return len(self.matrix)
         assert self.factors is not None
         return self.factors.n_rows
+
+    def to(self, device: torch.device | str) -> _Piece:
+        return _Piece(
+            None if self.factors is None else self.factors.to(device=device),
+            None if self.shared is None else self.shared.to(device),
+            None if self.matrix is None else self.matrix.to(device),
+        )
 
 
 def _pieces_of(local: JacobianOperator) -> list[_Piece] | None:
