@@ -9,6 +9,7 @@ always works. ``"auto"`` takes the first of NCCL, MPI and host that gives the ri
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import socket
@@ -146,6 +147,12 @@ class TorchExchange:
             world_size=comm.size,
             timeout=_PATIENCE,
         )
+        # Its threads let go of tensors; once the interpreter is coming down that ends the process.
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        if self._distributed.is_initialized():
+            self._distributed.destroy_process_group()
 
     def gather(self, part: Tensor, ranges: Ranges) -> Tensor:
         """See :class:`Exchange`; one all-gather, the parts padded to the longest."""

@@ -101,9 +101,9 @@ def test_onnx_model_is_the_same_function_under_onnxruntime(
 
 
 @pytest.mark.usefixtures("onnx")
-def test_example_of_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(from lsr_hpc.export.*?)```", readme, flags=re.DOTALL)
+def test_documented_example_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = (Path(__file__).parents[1] / "docs/usage.md").read_text()
+    (example,) = re.findall(r"```python\n(from lsr_hpc.export.*?)```", usage, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(example, {"predictor": tanh_predictor(), "x": points()})
     assert (tmp_path / "refined.onnx").exists()

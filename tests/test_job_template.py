@@ -73,7 +73,7 @@ def test_every_setting_is_described(name: str) -> None:
 
 def test_words_are_those_that_the_check_allows() -> None:
     basis = next(s for s in settings_of(SubspaceSettings) if s.name == "basis")
-    assert basis.choices == ("krylov", "svd", "svd+krylov", "randomized", "random")
+    assert basis.choices == ("krylov", "svd", "svd+krylov", "randomized", "dual", "random")
     for word in basis.choices:
         assert SubspaceSettings(basis=word).basis == word
     found = {(n, s.name): s.choices for n, c in sections().items() for s in settings_of(c) if s.choices}

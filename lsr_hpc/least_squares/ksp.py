@@ -151,6 +151,7 @@ class _Progress:
         self._r, self._g = scaled.createVecLeft(), scaled.createVecRight()
         self._last, self.best = scaled.createVecRight(), scaled.createVecRight()
         self._tests_without_progress = 0
+        self._smallest = np.inf
         # The iterate zero, where A^T b may vanish but for rounding.
         scaled.multTranspose(b, self._g)
         self.residual = self._b_norm = b.norm()
@@ -188,7 +189,12 @@ class _Progress:
         # A copy: when the gradient is zero to the last bit, CGLS divides by it in its next step.
         ksp.buildSolution(self._last)
         is_last = iteration >= self._max_iterations
-        if iteration % _TEST_EVERY and not is_last:
+        # Few directions are exhausted between two tests, and CGLS diverges from a gradient of mere rounding:
+        # look where the method itself says that it is done.
+        seems_solved = norm <= max(self._tolerance * self.residual, _ROUNDING * self._b_norm)
+        if seems_solved and norm <= 0.5 * self._smallest:
+            self._smallest = norm
+        elif iteration % _TEST_EVERY and not is_last:
             return self._reasons.ITERATING
         self._look_at_last()
         if self._is_solved():

@@ -475,4 +475,4 @@ def test_nothing_in_a_job_is_executed(slurm, tmp_path, monkeypatch, place, round
 
 def test_resume_submit_needs_a_run_that_was_submitted(slurm, tmp_path, capsys):
     assert main(["resume", "run", "--submit"]) == 2
-    assert "the run was not begun by `lsr-hpc submit`" in capsys.readouterr().err
+    assert "the run was not begun by submit; go on without --submit" in capsys.readouterr().err
