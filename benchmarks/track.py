@@ -168,7 +168,7 @@ def judge(linear: Linearised, theta: Tensor, delta: Tensor | None = None) -> dic
         for lo in range(0, evaluation.n_points, _POINTS):
             inputs, reference = evaluation.take(slice(lo, lo + _POINTS))
             squares += [
-                float((field_(*inputs) - reference).square().sum()),
+                float((evaluation.judged(field_(*inputs)) - reference).square().sum()),
                 float(reference.square().sum()),
             ]
         figures["error"] = math.sqrt(squares[0] / squares[1]) if math.isfinite(squares[0]) else None

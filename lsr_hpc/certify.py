@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lsr_hpc.comm import agree, all_sum, even_ranges
 from lsr_hpc.jacobian.retreat import RetreatingJacobian
@@ -81,7 +83,7 @@ def certify(
     if solution.rank and not residual_true <= solution.residual_before:
         solution = solution.refused(_why_worse(solution, residual_true))
         residual_true = solution.residual_before
-    checks = {**checks, **_gradients(prepared, solution, r0)}
+    checks = {**checks, **_gradients(prepared, solution, r0), **_accuracies(prepared, solution)}
     advice = [*solution.advice, *_advice(solution, residual_true), *_retreats(prepared)]
     to_loss = _to_loss(prepared, solution)
     errors = _relative_errors(prepared, solution, scan_errors)
@@ -244,6 +246,24 @@ def _relative_error(prepared: PreparedProblem, evaluation: Evaluation, delta: ND
     )
 
 
+def _accuracies(prepared: PreparedProblem, solution: Solution) -> dict[str, float]:
+    """Shares of the evaluation points put in the right class, where they have classes."""
+    evaluation = prepared.problem.evaluation
+    if evaluation is None or not evaluation.one_hot:
+        return {}
+    deltas = {"accuracy_before": np.zeros_like(solution.delta), "accuracy_after": solution.delta}
+    return {name: _accuracy(prepared, evaluation, delta) for name, delta in deltas.items()}
+
+
+def _accuracy(prepared: PreparedProblem, evaluation: Evaluation, delta: NDArray[np.float64]) -> float:
+    field = prepared.model.refined_field(torch.from_numpy(delta).to(prepared.model.device))
+
+    def right(values: Tensor, reference: Tensor) -> list[float]:
+        return [float((values.argmax(dim=1) == reference.argmax(dim=1)).sum())]
+
+    return float(_summed(prepared, evaluation, field, right, 1)[0]) / evaluation.n_points
+
+
 def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field) -> float:
     """Relative L2 error of a field on the evaluation data; absolute where the reference is zero.
 
@@ -257,17 +277,33 @@ def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field)
 
     Collective: each rank evaluates its share of the points; one sum.
     """
+
+    def squares(values: Tensor, reference: Tensor) -> list[float]:
+        return [float((values - reference).square().sum()), float(reference.square().sum())]
+
+    difference, norm = np.sqrt(_summed(prepared, evaluation, field, squares, 2))
+    return float(difference / norm if norm > 0 else difference)
+
+
+def _summed(
+    prepared: PreparedProblem,
+    evaluation: Evaluation,
+    field: Field,
+    measure: Callable[[Tensor, Tensor], list[float]],
+    n_sums: int,
+) -> NDArray[np.float64]:
+    """Sums of a measure over the evaluation points, some points at a time."""
     device = prepared.model.device
     lo, hi = even_ranges(evaluation.n_points, prepared.comm.size)[prepared.comm.rank]
     size = points_at_once(max(p.numbers_per_point for p in prepared.fit_rows.probes))
-    squares = np.zeros(2)
+    sums = np.zeros(n_sums)
     for first in range(lo, hi, size):
         inputs, reference = evaluation.take(slice(first, min(first + size, hi)))
         with torch.no_grad():
-            values = field(*(t.to(device) for t in inputs)).cpu()
-        squares += [float((values - reference).square().sum()), float(reference.square().sum())]
-    difference, norm = np.sqrt(all_sum(prepared.comm, squares))
-    return float(difference / norm if norm > 0 else difference)
+            values = evaluation.judged(field(*(t.to(device) for t in inputs))).cpu()
+        sums += measure(values, reference)
+    total: NDArray[np.float64] = all_sum(prepared.comm, sums)
+    return total
 
 
 def _scan_as_json(

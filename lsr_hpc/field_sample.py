@@ -32,7 +32,7 @@ def sample_fields(
 
     Args:
         evaluation: Checked evaluation data.
-        fields: Fields by name; each maps the inputs, (n, ...), to (n, C).
+        fields: Fields by name; each maps the inputs, (n, ...), to all outputs.
         n_instances: How many instances share the room.
 
     Returns:
@@ -54,7 +54,9 @@ def sample_fields(
     kept = {"reference": reference}
     if points is not None:
         kept["points"] = points[index]
-    kept |= {name: _in_batches(field, inputs) - reference for name, field in fields.items()}
+    kept |= {
+        name: evaluation.judged(_in_batches(field, inputs)) - reference for name, field in fields.items()
+    }
     return {
         name: (t.flatten(1)[:, :_MOST_COMPONENTS] if name != "points" else t).float()
         for name, t in kept.items()

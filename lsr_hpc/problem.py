@@ -82,10 +82,15 @@ class Evaluation:
     Attributes:
         inputs: Inputs of the network, each (N_eval, ...).
         reference: Reference values, shape (N_eval, C).
+        outputs: Which outputs of the network these are, by number; None for all of them in order.
+        one_hot: Whether the reference holds labels, 1 in the column of the class and 0 elsewhere: the share
+            of points whose largest output is that of the class is then reported too.
     """
 
     inputs: tuple[RowSource, ...]
     reference: RowSource
+    outputs: tuple[int, ...] | None = None
+    one_hot: bool = False
 
     @property
     def n_points(self) -> int:
@@ -102,6 +107,17 @@ class Evaluation:
             The network's inputs, and the reference values.
         """
         return tuple(as_tensor(source[points]) for source in self.inputs), as_tensor(self.reference[points])
+
+    def judged(self, values: Tensor) -> Tensor:
+        """The outputs that have a reference.
+
+        Args:
+            values: All outputs of the network, (n, C').
+
+        Returns:
+            Shape (n, C).
+        """
+        return values if self.outputs is None else values[:, list(self.outputs)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +311,7 @@ def check_outputs(evaluation: Evaluation, field: Field, device: torch.device) ->
     shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
     try:
         with torch.no_grad():
-            outputs = field(*(t.to(device) for t in inputs))
+            outputs = evaluation.judged(field(*(t.to(device) for t in inputs)))
     except Exception as error:
         raise JobError(
             f"the model failed on evaluation.inputs of shape {shapes}: {in_one_line(error)}; give what the "

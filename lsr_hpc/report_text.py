@@ -124,6 +124,11 @@ def summary_lines(results: Sequence[RefineResult], out: Path, seconds: float, pe
             f"{whose}: {before:.2e} -> {after:.2e}, {gain_in_words(before, after)}"
             + (f"; {improved} of {len(results)} improved" if len(results) > 1 else "")
         )
+    right_before, right_after = (
+        mean([r.checks.get(f"accuracy_{when}") for r in results]) for when in ("before", "after")
+    )
+    if right_before is not None and right_after is not None:
+        lines.append(f"evaluation points in the right class: {right_before:.1%} -> {right_after:.1%}")
     advice: dict[str, int] = {}
     for result in results:
         for sentence in result.advice:

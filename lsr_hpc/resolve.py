@@ -35,6 +35,8 @@ Array = NDArray[np.float64]
 
 # Difference of true and linear residual, over the start's, that is rounding or not worth a second solve.
 _LINEAR = 1e-6
+# Singular values of J V, over the largest, that count as well scaled.
+_WELL_SCALED = 1e-4
 # Relative fall of ||F|| below which a step was the last; and the same distance from the linear prediction.
 _SMALL_FALL = 1e-3
 # Shares of the directions whose solutions the held-out rows judge, beside the rank of the one-shot solve.
@@ -71,7 +73,7 @@ def resolve(
         return one_shot
     if wanted == "auto" and _is_linear(prepared, basis, av, r0, one_shot):
         return one_shot
-    response = make_response(prepared, basis.v_local, one_shot.rotation, one_shot.c, av, r0)
+    response = make_response(prepared, basis.v_local, one_shot.rotation, _well_scaled(one_shot), av, r0)
     solver = _GaussNewton(prepared, response)
     paths = solver.nested(_ranks(one_shot), r0)
     n_held = prepared.held_rows.n_rows
@@ -126,6 +128,14 @@ def _is_linear(
         norm_true, norm_linear, difference, start = np.sqrt(all_sum(prepared.comm, squares))
     # A NaN is neither.
     return bool(difference <= _LINEAR * start or norm_true <= (1 + _SMALL_FALL) * norm_linear)
+
+
+def _well_scaled(one_shot: Solution) -> Array:
+    """Coefficients at which two ways to the same residual differ by little rounding."""
+    # Along directions of small singular values c is so large that the modes of the field cancel, and with
+    # them digits of the residual, whichever way it is computed.
+    sigma = one_shot.singular_values[: len(one_shot.c)]
+    return one_shot.c[: max(1, int(np.sum(sigma >= _WELL_SCALED * sigma[0])))]
 
 
 def _ranks(one_shot: Solution) -> list[int]:

@@ -65,7 +65,7 @@ class TrainingTask:
 
         def error() -> float:
             with torch.no_grad():
-                return float((model(*inputs) - reference).norm() / reference.norm())
+                return float((evaluation.judged(model(*inputs)) - reference).norm() / reference.norm())
 
         return cls(model=model, loss=loss, error=error)
 

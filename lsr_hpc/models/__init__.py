@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 from torch import nn
 
+from lsr_hpc.models.classifier import Classifier
 from lsr_hpc.models.deeponet import BoundDeepONet, DeepONet
 from lsr_hpc.models.mlp import MLP
 from lsr_hpc.models.modified_mlp import ModifiedMLP
 
-__all__ = ["ARCHITECTURES", "MLP", "BoundDeepONet", "DeepONet", "ModifiedMLP"]
+__all__ = ["ARCHITECTURES", "MLP", "BoundDeepONet", "Classifier", "DeepONet", "ModifiedMLP"]
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "classifier": Classifier,
     "mlp": MLP,
     "modified_mlp": ModifiedMLP,
     "deeponet": DeepONet,

@@ -184,13 +184,14 @@ def _evaluated(problem: Problem, state: IterateState) -> dict[str, Any]:
 
     from lsr_hpc.iterative.rounds import with_parameters
 
-    if problem.evaluation is None:
+    evaluation = problem.evaluation
+    if evaluation is None:
         return {}
-    inputs, reference = problem.evaluation.take(slice(None))
+    inputs, reference = evaluation.take(slice(None))
     largest = float(reference.abs().max()) or 1.0
 
     def errors(values: torch.Tensor) -> dict[str, float]:
-        difference = values - reference
+        difference = evaluation.judged(values) - reference
         return {
             "relative_l2": float(difference.norm() / reference.norm().clamp_min(1e-300)),
             "relative_max": float(difference.abs().max()) / largest,

@@ -44,6 +44,9 @@ PROBLEMS = {
     p.name: p
     for p in [
         ShippedProblem(
+            "advection", "physics-informed DeepONet a -> u, u_t + a(x) u_x = 0, per unseen function"
+        ),
+        ShippedProblem(
             "antiderivative", "physics-informed DeepONet h -> s, s' = h, one refinement per unseen function"
         ),
         ShippedProblem("burgers2d", "physics-informed network for u_t + u u_x = nu u_xx with a steep front"),
@@ -56,7 +59,12 @@ PROBLEMS = {
             "diffusion_reaction",
             "physics-informed DeepONet h -> u, u_t = 0.01 u_xx + 0.01 u^2 + h, per unseen function",
         ),
+        ShippedProblem("digits", "classification of handwritten digits with linearised outputs"),
         ShippedProblem("function_fit", "regression of sin(k pi x) sin(k pi y) with a tanh network"),
+        ShippedProblem(
+            "heat_inverse", "physics-informed network for the conductivity behind noisy temperatures"
+        ),
+        ShippedProblem("helmholtz", "physics-informed network for u_xx + u_yy + u = g on a square"),
         ShippedProblem("poisson", "physics-informed network for u_xx + u_yy = s on the unit square"),
         ShippedProblem("reaction", "physics-informed network for u_t = 5 u (1 - u), periodic in x"),
         ShippedProblem("wave", "physics-informed network for u_tt = 4 u_xx between fixed ends"),

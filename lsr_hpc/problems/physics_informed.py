@@ -50,12 +50,13 @@ class Box:
         ends = zip(self.lower, self.upper, sizes, strict=True)
         return torch.cartesian_prod(*(torch.linspace(a, b, n, dtype=torch.float64) for a, b, n in ends))
 
-    def network(self, width: int, depth: int, stretch: float = 1.0) -> ModelSpec:
+    def network(self, width: int, depth: int, outputs: int = 1, stretch: float = 1.0) -> ModelSpec:
         """A tanh MLP on inputs scaled to mean 0 and standard deviation 1 over the box.
 
         Args:
             width: Width of the hidden layers.
             depth: Number of hidden layers.
+            outputs: Number of outputs.
             stretch: Factor on the scaled inputs.
 
         Returns:
@@ -63,7 +64,7 @@ class Box:
         """
         lower, upper = np.array(self.lower), np.array(self.upper)
         arguments = {
-            "widths": [len(lower)] + [width] * depth + [1],
+            "widths": [len(lower)] + [width] * depth + [outputs],
             "input_mean": ((lower + upper) / 2).tolist(),
             "input_std": ((upper - lower) / np.sqrt(12) / stretch).tolist(),
         }
@@ -233,7 +234,7 @@ class PhysicsInformed:
             ArgumentError: If an argument is out of range, or the weights do not fit the network.
         """
         _check(width, depth, stretch, points, side_points, weight, seed)
-        spec = self.box.network(width, depth, stretch)
+        spec = self.box.network(width, depth, stretch=stretch)
         model = trained(lambda: MLP(**spec.arguments), weights, f"width = {width}, depth = {depth}")
         return self._problem(model, spec, points, side_points, weight, seed)
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lsr_hpc.models import MLP
 from lsr_hpc.problem import Problem, ResidualBlock, as_tensor
-from lsr_hpc.problems import convection, reaction, wave
+from lsr_hpc.problems import convection, helmholtz, reaction, wave
 from lsr_hpc.problems.arguments import ArgumentError
 from lsr_hpc.problems.physics_informed import Box, Draws
 from lsr_hpc.settings import TrainingSettings
 
-PROBLEMS = [convection, reaction, wave]
+PROBLEMS = [convection, helmholtz, reaction, wave]
 every_problem = pytest.mark.parametrize("module", PROBLEMS, ids=lambda m: m.__name__.rpartition(".")[2])
 
 
@@ -66,8 +66,12 @@ def polynomial(x: Tensor) -> Tensor:
             lambda x, t: x**2 + 2 * x * t - 5 * (x**2 * t + x * t**2) * (1 - x**2 * t - x * t**2),
         ),
         (wave.wave, lambda x, t: 2 * x - 4 * 2 * t),
+        (
+            lambda u, x: helmholtz.helmholtz(u, x, x[:, :1]),
+            lambda x, y: 2 * x + 2 * y + x**2 * y + x * y**2 - x,
+        ),
     ],
-    ids=["convection", "reaction", "wave"],
+    ids=["convection", "reaction", "wave", "helmholtz"],
 )
 def test_residual_has_the_coefficients_of_the_publication(residual: Any, by_hand: Any) -> None:
     x = torch.rand(30, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -86,6 +90,8 @@ def test_solutions_start_as_published() -> None:
     )
     expected = torch.sin(math.pi * x) + 0.5 * torch.sin(5 * math.pi * x)
     np.testing.assert_allclose(wave.exact(start), expected, atol=1e-14)
+    middle = torch.tensor([[0.5, 0.125]], dtype=torch.float64)
+    assert helmholtz.exact(middle).item() == pytest.approx(1)
 
 
 @every_problem
@@ -94,8 +100,9 @@ def test_error_grid_covers_the_domain_and_holds_the_solution(module: ModuleType)
     assert problem.evaluation is not None
     (grid,), reference = problem.evaluation.take(slice(None))
 
-    assert (len(grid), reference.shape) == (129 * 101, (129 * 101, 1))
-    assert [len(set(grid[:, axis].tolist())) for axis in (0, 1)] == [129, 101]
+    first, second = (257, 257) if module is helmholtz else (129, 101)
+    assert (len(grid), reference.shape) == (first * second, (first * second, 1))
+    assert [len(set(grid[:, axis].tolist())) for axis in (0, 1)] == [first, second]
     np.testing.assert_allclose(reference, module.exact(grid), atol=1e-15)
     inside = as_tensor(small(module, points=20_000).blocks[0].points)
     assert inside.min(0).values.tolist() == pytest.approx(grid.min(0).values.tolist(), abs=2e-3)
