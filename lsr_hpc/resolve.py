@@ -74,11 +74,11 @@ def resolve(
     if wanted == "auto" and _is_linear(prepared, basis, av, r0, one_shot):
         return one_shot
     response = make_response(prepared, basis.v_local, one_shot.rotation, _well_scaled(one_shot), av, r0)
-    solver = _GaussNewton(prepared, response)
-    paths = solver.nested(_ranks(one_shot), r0)
+    solver = _GaussNewton(prepared, response, r0)
+    paths = solver.nested(_ranks(one_shot))
     n_held = prepared.held_rows.n_rows
     scan = [
-        ScanEntry(len(path.c), path.c, np.sqrt(path.loss), path.held_norm if n_held else None)
+        ScanEntry(len(path.c), path.c, np.sqrt(path.loss), *(path.held if n_held else (None, None)))
         for path in paths
     ]
     rank = choose_rank(scan, n_held)
@@ -102,8 +102,8 @@ def resolve(
     )
     if rank == 0:
         return resolved.refused(
-            "no rank lowers the true residual on held-out rows, so the start is kept: use more rows, another "
-            "basis, or train further"
+            "no rank lowers the true residual on held-out rows by more than chance, so the start is kept: "
+            "use more rows, another basis, or train further"
         )
     if not best.has_converged:
         resolved.advice.append(
@@ -153,14 +153,14 @@ class _Path:
     Attributes:
         c: Coefficients, shape (j,).
         loss: ||F||^2 + mu^2 ||c||^2 over the rows that were fitted.
-        held_norm: ||F|| over the held-out rows.
+        held: ||F|| over the held-out rows, and the norm of the change of F there from the start.
         steps: Steps taken.
         has_converged: Whether they ended by themselves.
     """
 
     c: Array
     loss: float
-    held_norm: float
+    held: tuple[float, float]
     steps: int
     has_converged: bool
 
@@ -168,15 +168,16 @@ class _Path:
 class _GaussNewton:
     """Damped Gauss-Newton on F; every method is collective."""
 
-    def __init__(self, prepared: PreparedProblem, response: Response) -> None:
+    def __init__(self, prepared: PreparedProblem, response: Response, r0: FitAndHeld) -> None:
         self._prepared = prepared
         self._response = response
+        self._r0 = r0
         self._mu = prepared.settings.solver.mu
 
-    def nested(self, ranks: Sequence[int], r0: FitAndHeld) -> list[_Path]:
+    def nested(self, ranks: Sequence[int]) -> list[_Path]:
         """Solutions of increasing ranks on the fitted rows, from the start on, which comes first."""
         nothing = np.zeros(0)
-        paths = [_Path(nothing, *self._losses(nothing, r0, all_rows=False), 0, True)]
+        paths = [_Path(nothing, *self._losses(nothing, self._r0, all_rows=False), 0, True)]
         for rank in ranks:
             before = paths[-1].c
             paths.append(self.descend(np.concatenate([before, np.zeros(rank - len(before))])))
@@ -199,7 +200,7 @@ class _GaussNewton:
             fallen = 1 - np.sqrt(trial.loss / loss)
             missed = abs(np.sqrt(trial.loss) - trial.predicted)
             is_as_predicted = damping == 0.0 and missed <= _SMALL_FALL * trial.predicted
-            c, f, loss, held = trial.c, trial.f, trial.loss, trial.held_norm
+            c, f, loss, held = trial.c, trial.f, trial.loss, trial.held
             if fallen < _SMALL_FALL or is_as_predicted:
                 return _Path(c, loss, held, step + 1, True)
             damping = damping / _MORE if damping > _FIRST_DAMPING * trial.scale else 0.0
@@ -235,11 +236,14 @@ class _GaussNewton:
             damping = max(_MORE * damping, _FIRST_DAMPING * scale)
         return None, damping
 
-    def _losses(self, c: Array, f: FitAndHeld, all_rows: bool) -> tuple[float, float]:
-        """||F||^2 + mu^2 ||c||^2 over the rows to fit, and ||F|| over the held-out ones; Inf and NaN pass."""
+    def _losses(self, c: Array, f: FitAndHeld, all_rows: bool) -> tuple[float, tuple[float, float]]:
+        """||F||^2 + mu^2 ||c||^2 over the rows to fit, and :class:`_Path`'s norms; Inf and NaN pass."""
         with np.errstate(over="ignore", invalid="ignore"):
-            fit, held = all_sum(self._prepared.comm, np.array([f.fit @ f.fit, f.held @ f.held]))
-            return float(fit + (held if all_rows else 0.0) + self._mu**2 * (c @ c)), float(np.sqrt(held))
+            change = f.held - self._r0.held
+            squares = np.array([f.fit @ f.fit, f.held @ f.held, change @ change])
+            fit, held, changed = all_sum(self._prepared.comm, squares)
+            loss = float(fit + (held if all_rows else 0.0) + self._mu**2 * (c @ c))
+            return loss, (float(np.sqrt(held)), float(np.sqrt(changed)))
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,6 @@ class _Trial:
     c: Array
     f: FitAndHeld
     loss: float
-    held_norm: float
+    held: tuple[float, float]
     predicted: float
     scale: float

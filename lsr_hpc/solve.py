@@ -180,8 +180,8 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
     return _judged(
         solution,
         n_held,
-        "no rank lowers the held-out residual, so the start is kept: use more rows, another basis, or a "
-        "residual that the network can still reduce",
+        "no rank lowers the held-out residual by more than chance, so the start is kept: use more rows, "
+        "another basis, or a residual that the network can still reduce",
     )
 
 
@@ -250,13 +250,15 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
         tolerance=options.tolerance,
         max_iterations=options.max_iterations,
     )
-    held_after = r0.held + prepared.held_jacobian.jv(solved.x_local[np.newaxis])[0]
-    squares = [np.sum(r0.fit**2), np.sum(r0.held**2), np.sum(held_after**2)]
-    before, held_before, held = (float(norm) for norm in np.sqrt(all_sum(comm, np.array(squares))))
+    change = prepared.held_jacobian.jv(solved.x_local[np.newaxis])[0]
+    squares = [np.sum(rows**2) for rows in (r0.fit, r0.held, r0.held + change, change)]
+    before, held_before, held, changed = (float(norm) for norm in np.sqrt(all_sum(comm, np.array(squares))))
     nothing = np.zeros(0)
     scan = [
         ScanEntry(0, nothing, before, held_before if n_held else None),
-        ScanEntry(solved.iterations, nothing, solved.residual, held if n_held else None),
+        ScanEntry(
+            solved.iterations, nothing, solved.residual, *((held, changed) if n_held else (None, None))
+        ),
     ]
     step = prepared.whole_correction(solved.x_local)
     advice: list[str] = []
@@ -284,8 +286,8 @@ def solve_full_space(prepared: PreparedProblem, r0: FitAndHeld) -> Solution:
     return _judged(
         solution,
         n_held,
-        "the full step does not lower the held-out residual, so the start is kept: use fewer iterations "
-        "or a subspace",
+        "the full step does not lower the held-out residual by more than chance, so the start is kept: use "
+        "fewer iterations or a subspace",
     )
 
 

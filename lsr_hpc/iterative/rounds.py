@@ -55,6 +55,8 @@ __all__ = ["iterate", "next_round", "with_parameters"]
 Array = NDArray[np.float64]
 # Directions of which a record keeps singular value and share of the residual.
 _SPECTRUM_POINTS = 150
+# Relative difference of two residuals of one network that is rounding.
+_ROUNDING = 1e-12
 
 
 def iterate(
@@ -295,7 +297,7 @@ def _next_state(
         residual=record.network_residual_before,
         error=record.network_error_before,
     )
-    if residual < network.residual:
+    if residual < (1 - _ROUNDING) * network.residual:
         network = BestNetwork(theta=aligned.theta, round=state.round, residual=residual, error=error)
     after = IterateState(
         round=state.round + 1,

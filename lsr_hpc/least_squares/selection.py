@@ -15,6 +15,8 @@ __all__ = ["ScanEntry", "choose_rank", "scan_grid", "scan_ranks"]
 # Held-out norms closer to the best than this share of their own sampling error count as equal, and the
 # smaller rank wins: beyond it the fit follows the sample, and the error of the field rises again.
 _INSIGNIFICANT = 0.5
+# Standard errors by which a refinement has to lower the held-out squares: 5 % of those without effect do.
+_SIGNIFICANT = 1.64
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class ScanEntry:
         c: Their coefficients, shape (rank,), fitted on the training rows.
         train: Norm of the linearised residual on the training rows, damping included.
         held_out: The same on the held-out rows, or None without any.
+        held_change: Norm of the change of the held-out rows from rank 0, None where it is not known.
     """
 
     rank: int
     c: NDArray[np.float64]
     train: float
     held_out: float | None
+    held_change: float | None = None
 
 
 def scan_grid(rank_max: int, wanted: int | None = None, points: int = 32) -> list[int]:
@@ -67,8 +71,11 @@ def scan_ranks(
     entries = []
     for rank in ranks:
         solution = train.solve(rank)
-        held = None if held_out is None else held_out.residual_norm(solution.c)
-        entries.append(ScanEntry(rank, solution.c, solution.residual, held))
+        held = change = None
+        if held_out is not None:
+            held = held_out.residual_norm(solution.c)
+            change = float(np.linalg.norm(held_out.r[:, :rank] @ solution.c))
+        entries.append(ScanEntry(rank, solution.c, solution.residual, held, change))
     return entries
 
 
@@ -76,7 +83,10 @@ def choose_rank(scan: Sequence[ScanEntry], n_held_out: int) -> int:
     """Smallest rank whose held-out residual is not significantly above the best; the largest without any.
 
     The norm of n independent residuals is known to a relative standard error of 1 / sqrt(2 n); half of that
-    is the margin (a stricter form of the one-standard-error rule of Breiman et al. 1984).
+    is the margin (a stricter form of the one-standard-error rule of Breiman et al. 1984). The refinement is
+    refused where the fall of the held-out squares from rank 0, h_0^2 - h_k^2, can be chance: a change d of n
+    held-out rows that has nothing to do with residuals of norm h_k moves their squares by
+    2 h_k ||d|| / sqrt(n), one standard error.
 
     Args:
         scan: The nested scan.
@@ -85,12 +95,17 @@ def choose_rank(scan: Sequence[ScanEntry], n_held_out: int) -> int:
     Returns:
         The chosen rank; 0 refuses the refinement.
     """
-    judged = [(e.rank, e.held_out) for e in scan if e.held_out is not None]
+    judged = [(e.held_out, e) for e in scan if e.held_out is not None]
     if not judged:
         return scan[-1].rank
     margin = 1 + _INSIGNIFICANT / np.sqrt(2 * n_held_out)
-    best = min(held for _, held in judged)
-    # Rank 0 claims no improvement, so it has to be the best outright.
-    if judged[0] == (0, best):
+    best = min(held for held, _ in judged)
+    before, first = judged[0]
+    if first.rank == 0 and before == best:
         return 0
-    return min(rank for rank, held in judged if rank > 0 and held <= margin * best)
+    held, chosen = next((held, e) for held, e in judged if e.rank > 0 and held <= margin * best)
+    if first.rank == 0 and chosen.held_change is not None:
+        standard_error = 2 * held * chosen.held_change / np.sqrt(n_held_out)
+        if before**2 - held**2 <= _SIGNIFICANT * standard_error:
+            return 0
+    return chosen.rank

@@ -82,6 +82,36 @@ def test_a_small_gain_is_not_refused() -> None:
     assert choose_rank(scan_of(1.0, 0.9999, 0.9998), 10) == 1
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.9, 0), (1.1, 1)])
+def test_a_gain_that_can_be_chance_is_refused(share: float, expected: int) -> None:
+    # h_0^2 - h_1^2 as 1.64 times 2 h_1 ||d|| / sqrt(n), n = 400 and ||d|| = 0.3, less and more.
+    held, change, n = 1.0, 0.3, 400
+    before = float(np.sqrt(held**2 + share * 1.64 * 2 * held * change / np.sqrt(n)))
+    scan = [ScanEntry(0, np.zeros(0), 1.0, before, 0.0), ScanEntry(1, np.zeros(1), 1.0, held, change)]
+    assert choose_rank(scan, n) == expected
+
+
+def test_directions_that_explain_nothing_are_refused_nineteen_times_in_twenty(comm_self: Any) -> None:
+    refused = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        train = reduce_rows(comm_self, rng.standard_normal((1, 500)), rng.standard_normal(500), 500)
+        held = reduce_rows(comm_self, rng.standard_normal((1, 200)), rng.standard_normal(200), 200)
+        refused += choose_rank(scan_ranks(train, held, [0, 1]), 200) == 0
+    # 380 expected, standard deviation 4.4.
+    assert 362 <= refused <= 398
+
+
+def test_a_perfect_fit_is_taken_on_a_single_held_out_row(comm_self: Any) -> None:
+    rng = np.random.default_rng(0)
+    av, held_av = rng.standard_normal((2, 30)), rng.standard_normal((2, 1))
+    c = np.array([1.0, -2.0])
+    scan = scan_ranks(
+        reduce_rows(comm_self, av, -c @ av, 30), reduce_rows(comm_self, held_av, -c @ held_av, 1), [0, 2]
+    )
+    assert choose_rank(scan, 1) == 2
+
+
 def test_without_held_out_rows_the_largest_rank_is_taken() -> None:
     assert choose_rank(scan_of(None, None, None, ranks=[0, 4, 9]), 0) == 9
 
@@ -104,6 +134,8 @@ def test_scan_reports_norms_over_both_sets_of_rows(comm_self: Any) -> None:
         judged = np.linalg.norm(h0 + entry.c @ held_av[: entry.rank])
         assert entry.train == pytest.approx(fitted, rel=100 * EPS)
         assert entry.held_out == pytest.approx(judged, rel=100 * EPS)
+        changed = np.linalg.norm(entry.c @ held_av[: entry.rank])
+        assert entry.held_change == pytest.approx(changed, rel=100 * EPS)
 
 
 def test_scan_without_held_out_rows_says_so(comm_self: Any) -> None:

@@ -123,12 +123,44 @@ def test_error_is_a_tenth_of_what_a_second_order_refiner_is_published_with(lsr, 
     assert (result["checks"]["resolve_steps"] > 0) == (job == "reaction")
 
 
+def test_helmholtz_small(lsr, tmp_path):
+    result = refine(lsr, tmp_path / "run", "jobs/helmholtz.toml", "--preset", "small")
+    assert result["error"]["after"] <= 0.01 * result["error"]["before"]
+    assert_training_residual_never_rises(result)
+
+
+@pytest.mark.slow
+def test_conductivity_behind_exact_temperatures(lsr, tmp_path):
+    result = refine(lsr, tmp_path / "run", "jobs/heat_inverse.toml", "--preset", "small")
+    assert result["error"]["after"] <= 0.1 * result["error"]["before"]
+
+
+@pytest.mark.slow
+def test_rank_falls_as_noise_rises_and_the_conductivity_gets_no_worse(lsr, tmp_path):
+    words = ["jobs/heat_inverse.toml", "--preset", "small"]
+    runs = [
+        refine(lsr, tmp_path / noise, *words, "--set", f"problem.args.noise={noise}")
+        for noise in ("0.001", "0.01", "0.05")
+    ]
+    ranks = [run["rank"] for run in runs]
+    assert ranks[0] > ranks[1] > ranks[2]
+    assert all(run["error"]["after"] <= run["error"]["before"] for run in runs)
+
+
+def test_noise_alone_moves_no_field(lsr, tmp_path):
+    """One direction lowers the held-out residual here, by chance, and makes the conductivity a little worse."""
+    words = ["--preset", "small", "--set", "problem.args.noise=0.1", "--set", "subspace.rank=100"]
+    result = refine(lsr, tmp_path / "run", "jobs/heat_inverse.toml", *words)
+    assert (result["outcome"], result["rank"]) == ("refused", 0)
+    assert result["error"]["after"] == result["error"]["before"]
+
+
 def test_diffusion_reaction_small(lsr, tmp_path):
     """Published: 5.71e-4, of such networks. The corner where u_t jumps sets the pace at which rank pays."""
     result = refine(lsr, tmp_path / "run", "jobs/diffusion_reaction.toml", "--preset", "small")
     assert len(result["instances"]) == 3
-    assert result["error"]["before"] >= 2e-2
-    assert result["error"]["after"] <= 5.71e-4
+    assert result["error"]["before"] >= 5.71e-3
+    assert result["error"]["after"] <= 0.5 * 5.71e-4
     assert all(i["error"]["after"] <= 0.02 * i["error"]["before"] for i in result["instances"])
     assert_training_residual_never_rises(result)
 
