@@ -148,7 +148,7 @@ def test_rank_falls_as_noise_rises_and_the_conductivity_gets_no_worse(lsr, tmp_p
 
 
 def test_noise_alone_moves_no_field(lsr, tmp_path):
-    """One direction lowers the held-out residual by chance, and would make the conductivity a little worse."""
+    """A direction lowers the held-out residual by chance, and the conductivity would get a little worse."""
     words = ["--preset", "small", "--set", "problem.args.noise=0.1", "--set", "subspace.rank=100"]
     result = refine(lsr, tmp_path / "run", "jobs/heat_inverse.toml", *words)
     assert (result["outcome"], result["rank"]) == ("refused", 0)
