@@ -215,10 +215,10 @@ def check_problem(problem: Problem) -> None:
             )
         if parameter.is_meta:
             raise JobError(f"parameter {name!r} is on the meta device, without values: load its weights")
-        if parameter.is_complex() or not parameter.is_floating_point():
+        if not (parameter.is_floating_point() or parameter.is_complex()):
             raise JobError(
-                f"parameter {name!r} has dtype {parameter.dtype}: real floating point is needed; keep "
-                "integers in buffers, and real and imaginary parts as two parameters"
+                f"parameter {name!r} has dtype {parameter.dtype}: floating point is needed, real or complex; "
+                "keep integers in buffers"
             )
         if not bool(torch.isfinite(parameter).all()):
             raise JobError(

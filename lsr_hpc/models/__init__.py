@@ -11,14 +11,16 @@ from collections.abc import Callable
 from torch import nn
 
 from lsr_hpc.models.deeponet import BoundDeepONet, DeepONet
+from lsr_hpc.models.fno import FNO
 from lsr_hpc.models.mlp import MLP
 from lsr_hpc.models.modified_mlp import ModifiedMLP
 
-__all__ = ["ARCHITECTURES", "MLP", "BoundDeepONet", "DeepONet", "ModifiedMLP"]
+__all__ = ["ARCHITECTURES", "FNO", "MLP", "BoundDeepONet", "DeepONet", "ModifiedMLP"]
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "modified_mlp": ModifiedMLP,
     "deeponet": DeepONet,
     "bound_deeponet": BoundDeepONet,
+    "fno": FNO,
 }
