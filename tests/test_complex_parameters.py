@@ -298,7 +298,8 @@ def test_predictor_in_single_precision() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_exported_predictor_is_the_same_function() -> None:
-    predictor = fno_predictor()
+    network = Spectral()
+    predictor = RefinedPredictor(network, panel(1, ParameterLayout.of(network).size)[0])
     program = exported(predictor, U).module()
 
     torch.testing.assert_close(program(U[:5]), predictor(U[:5]), rtol=1e-12, atol=1e-12)
