@@ -54,10 +54,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     Raises:
         OSError: If it cannot be written, for example because the disk is full.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-
-    import torch
 
     of_pairs = sorted(name for name, tensor in tensors.items() if tensor.is_complex())
     metadata = {_OF_PAIRS: json.dumps(of_pairs)} if of_pairs else None

@@ -39,8 +39,8 @@ from lsr_hpc.iterative.state import (
 from lsr_hpc.iterative.stopping import why_stop
 from lsr_hpc.oneshot import refine_prepared
 from lsr_hpc.params import ParameterLayout
-from lsr_hpc.precision import module_in_precision
 from lsr_hpc.phases import Phases
+from lsr_hpc.precision import module_in_precision
 from lsr_hpc.prepare import prepare, with_rank
 from lsr_hpc.problem import Problem
 from lsr_hpc.result import RefineResult

@@ -179,7 +179,7 @@ NETWORKS = [
             forward="return self.inner(x) * self.a",
             build="return problem(model=Net())",
         ),
-        says="residual block 'fit' failed on 4 points of shape (4, 1) at HERE/mine.py:20: the network returns torch.complex128: let it return real numbers, such as real and imaginary parts by torch.view_as_real; it is called as residual(u, points, *data) with u the network",
+        says="residual block 'fit' failed on 4 points of shape (4, 1) at HERE/mine.py:14: the network returns torch.complex128: let it return real numbers, such as real and imaginary parts by torch.view_as_real; it is called as residual(u, points, *data) with u the network",
     ),
     Case(
         what="integer parameters",
