@@ -247,6 +247,8 @@ def _relative_error(prepared: PreparedProblem, evaluation: Evaluation, delta: ND
 def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field) -> float:
     """Relative L2 error of a field on the evaluation data; absolute where the reference is zero.
 
+    With several groups of points it is the mean of theirs.
+
     Args:
         prepared: Says how many points to evaluate at once, and where.
         evaluation: Checked evaluation data.
@@ -257,17 +259,37 @@ def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field)
 
     Collective: each rank evaluates its share of the points; one sum.
     """
+    return float(group_errors(prepared, evaluation, field).mean())
+
+
+def group_errors(prepared: PreparedProblem, evaluation: Evaluation, field: Field) -> NDArray[np.float64]:
+    """Relative L2 error of a field in every group of evaluation points; absolute where the reference is zero.
+
+    Args:
+        prepared: Says how many points to evaluate at once, and where.
+        evaluation: Checked evaluation data.
+        field: The field.
+
+    Returns:
+        Errors, shape (groups,), equal on all ranks.
+
+    Collective: each rank evaluates its share of the points; one sum.
+    """
     device = prepared.model.device
+    per_group = evaluation.n_points // evaluation.groups
     lo, hi = even_ranges(evaluation.n_points, prepared.comm.size)[prepared.comm.rank]
     size = points_at_once(max(p.numbers_per_point for p in prepared.fit_rows.probes))
-    squares = np.zeros(2)
+    squares = np.zeros((2, evaluation.groups))
     for first in range(lo, hi, size):
         inputs, reference = evaluation.take(slice(first, min(first + size, hi)))
         with torch.no_grad():
             values = field(*(t.to(device) for t in inputs)).cpu()
-        squares += [float((values - reference).square().sum()), float(reference.square().sum())]
+        group = np.arange(first, first + len(reference)) // per_group
+        for sums, deviations in zip(squares, (values - reference, reference), strict=True):
+            np.add.at(sums, group, deviations.square().flatten(1).sum(dim=1).numpy())
     difference, norm = np.sqrt(all_sum(prepared.comm, squares))
-    return float(difference / norm if norm > 0 else difference)
+    errors: NDArray[np.float64] = np.divide(difference, norm, out=difference, where=norm > 0)
+    return errors
 
 
 def _scan_as_json(

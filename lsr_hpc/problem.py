@@ -82,10 +82,13 @@ class Evaluation:
     Attributes:
         inputs: Inputs of the network, each (N_eval, ...).
         reference: Reference values, shape (N_eval, C).
+        groups: Number of equal groups of consecutive points, such as the functions of an operator; the error
+            is the mean over the groups of each one's relative L2 error.
     """
 
     inputs: tuple[RowSource, ...]
     reference: RowSource
+    groups: int = 1
 
     @property
     def n_points(self) -> int:
@@ -278,6 +281,12 @@ def _check_evaluation(evaluation: Evaluation) -> None:
         _check_numbers(name, values)
         if not bool(torch.isfinite(as_tensor(values[:])).all()):
             raise JobError(f"{name} holds NaN or Inf: clean the evaluation data")
+
+    if evaluation.groups < 1 or evaluation.n_points % evaluation.groups:
+        raise JobError(
+            f"evaluation.groups = {evaluation.groups}: {evaluation.n_points} points cannot be cut into so "
+            "many equal groups; use a divisor"
+        )
 
 
 def check_outputs(evaluation: Evaluation, field: Field, device: torch.device) -> None:

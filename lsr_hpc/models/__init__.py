@@ -14,13 +14,15 @@ from lsr_hpc.models.deeponet import BoundDeepONet, DeepONet
 from lsr_hpc.models.fno import FNO
 from lsr_hpc.models.mlp import MLP
 from lsr_hpc.models.modified_mlp import ModifiedMLP
+from lsr_hpc.models.multionet import MultiONet
 
-__all__ = ["ARCHITECTURES", "FNO", "MLP", "BoundDeepONet", "DeepONet", "ModifiedMLP"]
+__all__ = ["ARCHITECTURES", "FNO", "MLP", "BoundDeepONet", "DeepONet", "ModifiedMLP", "MultiONet"]
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "modified_mlp": ModifiedMLP,
     "deeponet": DeepONet,
     "bound_deeponet": BoundDeepONet,
+    "multionet": MultiONet,
     "fno": FNO,
 }

@@ -1,0 +1,84 @@
+"""MultiONet: branch and trunk are joined at every layer, not behind the last alone (Zang et al. 2024)."""
+
+# Legend: n rows, m sensors, d coordinates, w width; i functions, q query points.
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lsr_hpc.models.linear import glorot_linear
+from lsr_hpc.models.mlp import ACTIVATIONS
+
+__all__ = ["MultiONet"]
+
+
+class MultiONet(nn.Module):
+    """``u(h)(y) = 1/L sum_l a_l <branch_l(h), trunk_l(y)> + b`` over layers l = 1 ... L of equal width.
+
+    In front of them branch and trunk have an input layer each; an activation follows every layer.
+
+    Args:
+        sensors: Places m where the branch sees the input function.
+        coordinates: Coordinates d of a query point.
+        width: Width w of all layers.
+        depth: Number L of joined layers.
+        activation: Name of the activation.
+    """
+
+    def __init__(
+        self, sensors: int, coordinates: int, width: int, depth: int, activation: str = "tanh"
+    ) -> None:
+        super().__init__()
+        widths = [width] * (depth + 1)
+        self.branch_input, self.trunk_input = glorot_linear(sensors, width), glorot_linear(coordinates, width)
+        self.branch = nn.ModuleList(glorot_linear(*sizes) for sizes in pairwise(widths))
+        self.trunk = nn.ModuleList(glorot_linear(*sizes) for sizes in pairwise(widths))
+        self.activation = ACTIVATIONS[activation]()
+        self.factors = nn.Parameter(torch.ones(depth))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, h: Tensor, y: Tensor) -> Tensor:
+        """Evaluate pairs.
+
+        Args:
+            h: Input functions at the sensors, (n, m).
+            y: Query points, (n, d).
+
+        Returns:
+            Values, (n, 1).
+        """
+        branches, trunks = self._scaled(h), self._values(self.trunk_input, self.trunk, y)
+        products: Tensor = branches * trunks
+        return products.sum(dim=-1, keepdim=True) + self.bias
+
+    def on_grid(self, h: Tensor, y: Tensor) -> Tensor:
+        """Evaluate every function at every query point.
+
+        Args:
+            h: Input functions at the sensors, (i, m).
+            y: Query points, (q, d).
+
+        Returns:
+            Values, (i, q); branch and trunk run once per function and once per point.
+        """
+        out: Tensor = self._scaled(h) @ self._values(self.trunk_input, self.trunk, y).T + self.bias
+        return out
+
+    def _scaled(self, h: Tensor) -> Tensor:
+        """Outputs of the branch's layers with their factors a_l / L."""
+        values = self._values(self.branch_input, self.branch, h)
+        depth = len(self.branch)
+        scaled: Tensor = values.unflatten(-1, (depth, -1)) * self.factors[:, None] / depth
+        return scaled.flatten(-2)
+
+    def _values(self, first: nn.Linear, layers: nn.ModuleList, x: Tensor) -> Tensor:
+        """Outputs of all joined layers side by side, (n, L w)."""
+        v = self.activation(first(x))
+        values = []
+        for layer in layers:
+            v = self.activation(layer(v))
+            values.append(v)
+        return torch.cat(values, dim=-1)
