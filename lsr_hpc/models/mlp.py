@@ -14,7 +14,6 @@ from lsr_hpc.models.linear import glorot_linear
 __all__ = ["ACTIVATIONS", "MLP"]
 
 
-
 class TanhSin(nn.Module):
     """The activation tanh(sin(pi (x + 1))) + x."""
 

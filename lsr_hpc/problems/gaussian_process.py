@@ -95,8 +95,8 @@ class SpectralProcess:
 def odd_periodic_draws(numbers: range, seed: int, x: Array, *, period: float, length: float) -> Array:
     """Odd periodic Gaussian process, smooth, its mean square over the period 1.
 
-    The odd part of a process with covariance exp(-2 sin(pi d / period)^2 / l^2) (MacKay 1998), scaled. The Fourier
-    coefficients of that are modified Bessel functions, I_k(1 / l^2).
+    The odd part of a process with covariance exp(-2 sin(pi d / period)^2 / l^2) (MacKay 1998), scaled. The
+    Fourier coefficients of that are modified Bessel functions, I_k(1 / l^2).
 
     Args:
         numbers: Global numbers of the functions; function i of a seed is the same everywhere.
