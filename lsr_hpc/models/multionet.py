@@ -50,8 +50,7 @@ class MultiONet(nn.Module):
         Returns:
             Values, (n, 1).
         """
-        branches, trunks = self._scaled(h), self._values(self.trunk_input, self.trunk, y)
-        products: Tensor = branches * trunks
+        products: Tensor = self._branches(h) * self._trunks(y)
         return products.sum(dim=-1, keepdim=True) + self.bias
 
     def on_grid(self, h: Tensor, y: Tensor) -> Tensor:
@@ -64,21 +63,24 @@ class MultiONet(nn.Module):
         Returns:
             Values, (i, q); branch and trunk run once per function and once per point.
         """
-        out: Tensor = self._scaled(h) @ self._values(self.trunk_input, self.trunk, y).T + self.bias
+        out: Tensor = self._branches(h) @ self._trunks(y).T + self.bias
         return out
 
-    def _scaled(self, h: Tensor) -> Tensor:
-        """Outputs of the branch's layers with their factors a_l / L."""
-        values = self._values(self.branch_input, self.branch, h)
-        depth = len(self.branch)
-        scaled: Tensor = values.unflatten(-1, (depth, -1)) * self.factors[:, None] / depth
-        return scaled.flatten(-2)
+    def _trunks(self, y: Tensor) -> Tensor:
+        """Outputs of the trunk's layers side by side, (n, L w)."""
+        return torch.cat(self._values(self.trunk_input, self.trunk, y), dim=-1)
 
-    def _values(self, first: nn.Linear, layers: nn.ModuleList, x: Tensor) -> Tensor:
-        """Outputs of all joined layers side by side, (n, L w)."""
+    def _branches(self, h: Tensor) -> Tensor:
+        """Outputs of the branch's layers side by side, each with its factor a_l / L, (n, L w)."""
+        values = self._values(self.branch_input, self.branch, h)
+        factors = self.factors / len(values)
+        return torch.cat([factors[i] * v for i, v in enumerate(values)], dim=-1)
+
+    def _values(self, first: nn.Linear, layers: nn.ModuleList, x: Tensor) -> list[Tensor]:
+        """Outputs of all joined layers, each (n, w)."""
         v = self.activation(first(x))
         values = []
         for layer in layers:
             v = self.activation(layer(v))
             values.append(v)
-        return torch.cat(values, dim=-1)
+        return values

@@ -1,12 +1,12 @@
 """Operator u(., 0) -> u(., 1) of viscous Burgers, learned from solutions: DeepONet, MultiONet or FNO.
 
-u_t + u u_x = (0.1 / pi) u_xx on [-1, 1], periodic, from random smooth initial functions. The residual is the
-misfit at the data, without any equation. Source: arXiv:2601.13989 (data-driven operators), there with networks
-of width 128; its distribution of initial functions is not documented, the one here is our own.
+u_t + u u_x = (0.1 / pi) u_xx on [-1, 1], periodic, from random smooth odd initial functions. The residual is
+the misfit at the data, without any equation. Source: arXiv:2601.13989 (data-driven operators), there with
+networks of width 128; its distribution of initial functions is not documented, the one here is our own.
 
 What counts is the error for functions that are new as a whole: those for tests, and those on which the rank
-is chosen, have no row in fit or training. The reference (Fourier ETDRK4, 128 points, 200 steps) has a relative
-error of 1e-7, measured against one on a finer grid.
+is chosen, have no row in fit or training. The reference (Fourier ETDRK4, 128 points, 200 steps) has a
+relative error of 1e-7, measured against the Cole-Hopf formula.
 """
 
 # Legend: i functions, m sensors and grid points, n rows; h initial function, s solution at time 1.

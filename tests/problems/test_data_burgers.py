@@ -1,4 +1,4 @@
-"""The data-driven Burgers operator: reference against Cole-Hopf, functions held out whole, models, training."""
+"""The data-driven Burgers operator: reference against Cole-Hopf, functions held out whole, training."""
 
 from __future__ import annotations
 
