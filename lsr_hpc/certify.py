@@ -19,7 +19,7 @@ from lsr_hpc.rows import FitAndHeld, points_at_once
 from lsr_hpc.solve import Solution
 from lsr_hpc.subspace.basis import Basis, captured_energy
 
-__all__ = ["certify", "check_basis", "field_error"]
+__all__ = ["certify", "check_basis", "field_error", "group_errors"]
 
 # Least-squares gradient in the subspace, relative to the start, above which the solve is reported as inexact.
 _INEXACT_GRADIENT = 1e-8
@@ -81,7 +81,7 @@ def certify(
     if solution.rank and not residual_true <= solution.residual_before:
         solution = solution.refused(_why_worse(solution, residual_true))
         residual_true = solution.residual_before
-    checks = {**checks, **_gradients(prepared, solution, r0)}
+    checks = {**checks, **_gradients(prepared, solution, r0), **_worst_errors(prepared, solution)}
     advice = [*solution.advice, *_advice(solution, residual_true), *_retreats(prepared)]
     to_loss = _to_loss(prepared, solution)
     errors = _relative_errors(prepared, solution, scan_errors)
@@ -135,7 +135,7 @@ def _gradients(prepared: PreparedProblem, solution: Solution, r0: FitAndHeld) ->
 
 def _true_residual(prepared: PreparedProblem, solution: Solution) -> float:
     """Norm of the residual of the refined field itself, over the rows of the fit; NaN where it has none."""
-    refined = prepared.model.refined_field(torch.from_numpy(solution.delta).to(prepared.model.device))
+    refined = _refined(prepared, solution.delta)
     sets = [prepared.fit, prepared.held] if solution.uses_held_out else [prepared.fit]
     squares = agree(prepared.comm, lambda: sum(float(rows.residual(refined).square().sum()) for rows in sets))
     return math.sqrt(float(all_sum(prepared.comm, np.array([squares]))[0]))
@@ -239,9 +239,20 @@ def _relative_errors(prepared: PreparedProblem, solution: Solution, scan_errors:
 
 
 def _relative_error(prepared: PreparedProblem, evaluation: Evaluation, delta: NDArray[np.float64]) -> float:
-    return field_error(
-        prepared, evaluation, prepared.model.refined_field(torch.from_numpy(delta).to(prepared.model.device))
-    )
+    return field_error(prepared, evaluation, _refined(prepared, delta))
+
+
+def _worst_errors(prepared: PreparedProblem, solution: Solution) -> dict[str, float]:
+    """Largest error among the groups of evaluation points, where there are several."""
+    evaluation = prepared.problem.evaluation
+    if evaluation is None or evaluation.groups == 1:
+        return {}
+    fields = {"worst_error_before": prepared.model.field(), "worst_error": _refined(prepared, solution.delta)}
+    return {name: float(group_errors(prepared, evaluation, field).max()) for name, field in fields.items()}
+
+
+def _refined(prepared: PreparedProblem, delta: NDArray[np.float64]) -> Field:
+    return prepared.model.refined_field(torch.from_numpy(delta).to(prepared.model.device))
 
 
 def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field) -> float:

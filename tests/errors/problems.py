@@ -424,6 +424,11 @@ DATA = [
         says="evaluation.inputs[0] is empty: give at least one point, or evaluation=None",
     ),
     Case(
+        what="evaluation data in unequal groups",
+        build="return problem(evaluation=Evaluation(inputs=(x,), reference=y, groups=7))",
+        says="evaluation.groups = 7: 40 points cannot be cut into so many equal groups; use a divisor",
+    ),
+    Case(
         what="evaluation inputs of another length",
         build="return problem(evaluation=Evaluation(inputs=(x[:9],), reference=y))",
         says="evaluation.inputs[0] has 9 rows, evaluation.reference has 40: give a row of each for every point",
