@@ -44,11 +44,11 @@ class MultiONet(nn.Module):
         """Evaluate pairs.
 
         Args:
-            h: Input functions at the sensors, (n, m).
-            y: Query points, (n, d).
+            h: Input functions at the sensors, (n, m); (n, 1, m) for several queries each.
+            y: Query points, (n, d) or (n, q, d).
 
         Returns:
-            Values, (n, 1).
+            Values, (n, 1) or (n, q, 1).
         """
         products: Tensor = self._branches(h) * self._trunks(y)
         return products.sum(dim=-1, keepdim=True) + self.bias

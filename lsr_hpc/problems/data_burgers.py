@@ -91,19 +91,6 @@ class _Functions:
             torch.from_numpy(solutions(numbers, seed)),
         )
 
-    def pairs(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (function, place): h, (n, m), place, (n, 1), and s there, (n, 1).
-
-        Args:
-            places: Numbers of grid points of every function, shape (i, places).
-
-        Returns:
-            h, place and s, function by function.
-        """
-        h = self.h.repeat_interleave(places.shape[1], dim=0)
-        y = torch.from_numpy(GRID)[places].reshape(-1, 1)
-        return h, y, self.s.gather(1, places).reshape(-1, 1)
-
 
 def _places(functions: int, points: int, first: int, seed: int) -> Tensor:
     """Grid points of every function, evenly spaced but for a random shift; shape (functions, points)."""
@@ -112,30 +99,39 @@ def _places(functions: int, points: int, first: int, seed: int) -> Tensor:
     return torch.from_numpy(shifts.astype(np.int64)) + stride * torch.arange(points)
 
 
-def _misfit_of_pair(u: Field, h: Tensor, y: Tensor, s: Tensor) -> Tensor:
-    return u(h, y) - s
+def _misfit_at_places(u: Field, h: Tensor, y: Tensor, s: Tensor) -> Tensor:
+    # The branch, and its part of J, once per function, not once per row.
+    misfits: Tensor = u(h[:, None, :], y[..., None])[..., 0] - s
+    return misfits
 
 
-def _misfit_of_function(u: Field, h: Tensor, s: Tensor) -> Tensor:
+def _misfit_on_grid(u: Field, h: Tensor, s: Tensor) -> Tensor:
     return u(h) - s
 
 
 def _block(name: str, functions: _Functions, points: int, first: int, seed: int, model: str) -> ResidualBlock:
-    """Rows of some functions: one per function and place, or with an FNO all places of a function at once."""
+    """Rows of some functions; each is one point of the block, and so in one set as a whole."""
     if model == "fno":
         return ResidualBlock(
-            name=name, residual=_misfit_of_function, points=functions.h, data=(functions.s,), hold_out=False
+            name=name, residual=_misfit_on_grid, points=functions.h, data=(functions.s,), hold_out=False
         )
-    h, y, s = functions.pairs(_places(len(functions.h), points, first, seed))
-    return ResidualBlock(name=name, residual=_misfit_of_pair, points=h, data=(y, s), hold_out=False)
+    places = _places(len(functions.h), points, first, seed)
+    return ResidualBlock(
+        name=name,
+        residual=_misfit_at_places,
+        points=functions.h,
+        data=(torch.from_numpy(GRID)[places], functions.s.gather(1, places)),
+        hold_out=False,
+    )
 
 
 def _evaluation(functions: _Functions, model: str) -> Evaluation:
-    count = len(functions.h)
+    count, m = functions.h.shape
     if model == "fno":
         return Evaluation(inputs=(functions.h,), reference=functions.s, groups=count)
-    h, y, s = functions.pairs(torch.arange(len(GRID)).expand(count, -1))
-    return Evaluation(inputs=(h, y), reference=s, groups=count)
+    y = torch.from_numpy(GRID).repeat(count)
+    inputs = (functions.h.repeat_interleave(m, dim=0), y[:, None])
+    return Evaluation(inputs=inputs, reference=functions.s.reshape(-1, 1), groups=count)
 
 
 def _spec(model: str, width: int, depth: int) -> ModelSpec:

@@ -133,6 +133,18 @@ def test_diffusion_reaction_small(lsr, tmp_path):
     assert_training_residual_never_rises(result)
 
 
+def test_data_burgers_small(lsr, tmp_path):
+    """The error is that for functions of which neither training nor fit has seen a row."""
+    result = refine(lsr, tmp_path / "run", "jobs/data_burgers.toml", "--preset", "small")
+    assert result["error"]["before"] >= 2e-2
+    assert result["error"]["after"] <= GOAL
+    assert result["checks"]["worst_error"] <= WORST
+    assert result["rows"] >= 10 * result["rank_max"]
+    # The misfit is linear in u.
+    assert result["residual"]["true"] == pytest.approx(result["residual"]["linear"], rel=1e-6)
+    assert_training_residual_never_rises(result)
+
+
 @pytest.mark.slow
 def test_antiderivative_full_size(lsr, tmp_path):
     result = refine(lsr, tmp_path / "run", "jobs/antiderivative.toml")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lsr_hpc.jacobian.examine import NotFactored
 from lsr_hpc.models import FNO, DeepONet, MultiONet
+from lsr_hpc.precision import module_in_precision
 from lsr_hpc.prepare import prepare
 from lsr_hpc.problem import Problem
 from lsr_hpc.problems.arguments import ArgumentError
@@ -75,19 +76,22 @@ def test_rows_are_the_solutions_and_no_function_is_in_two_sets(model: str) -> No
     points = 64 if model == "fno" else 4
     sets = [(problem.blocks[0], range(5), 5), (problem.validation[0], range(50_000, 50_003), 3)]
     for block, numbers, count in sets:
-        h, *_, s = block.take(np.arange(block.n_points))
-        expected = np.repeat(initial_values(numbers, 7, GRID), len(h) // count, axis=0)
-        np.testing.assert_allclose(h.numpy(), expected, atol=1e-14)
-        assert s.numel() == count * points
-        if model != "fno":
-            y = block.take(np.arange(block.n_points))[1][:, 0].numpy()
-            whole = solutions(numbers, 7)
-            at = np.searchsorted(GRID, y - 1e-9)
-            np.testing.assert_allclose(
-                s[:, 0].numpy(), whole[np.repeat(np.arange(count), points), at], atol=1e-14
-            )
-            # Every function has points everywhere, and not all have the same.
-            assert np.diff(y.reshape(count, points), axis=1) == pytest.approx(0.5)
+        h, *y, s = block.take(np.arange(block.n_points))
+        np.testing.assert_allclose(h.numpy(), initial_values(numbers, 7, GRID), atol=1e-14)
+        places = y[0].numpy() if y else np.tile(GRID, (count, 1))
+        at = np.searchsorted(GRID, places - 1e-9)
+        expected = np.take_along_axis(solutions(numbers, 7), at, axis=1)
+        np.testing.assert_allclose(s.numpy(), expected, atol=1e-14)
+        # Every function has points everywhere, and not all have the same.
+        assert places.shape == (count, points)
+        assert np.diff(places, axis=1) == pytest.approx(2 / points)
+        assert model == "fno" or len(set(places[:, 0])) > 1
+        # The residual is the misfit, function by function.
+        u = module_in_precision(problem.model, torch.float64)
+        values = block.residual(u, h, *y, s)
+        for row in range(count):
+            one = u(h[row : row + 1]) if not y else u(h[row].expand(points, -1), y[0][row][:, None])
+            torch.testing.assert_close(values[row], one.reshape(-1) - s[row], atol=1e-13, rtol=0)
     assert problem.evaluation is not None
     inputs, reference = problem.evaluation.take(slice(None))
     np.testing.assert_allclose(reference.numpy().reshape(2, 64), solutions(UNSEEN[:2], 7), atol=1e-14)
