@@ -138,7 +138,6 @@ def test_data_burgers_small(lsr, tmp_path):
     result = refine(lsr, tmp_path / "run", "jobs/data_burgers.toml", "--preset", "small")
     assert result["error"]["before"] >= 2e-2
     assert result["error"]["after"] <= GOAL
-    assert result["checks"]["worst_error"] <= WORST
     assert result["rows"] >= 10 * result["rank_max"]
     # The misfit is linear in u.
     assert result["residual"]["true"] == pytest.approx(result["residual"]["linear"], rel=1e-6)
