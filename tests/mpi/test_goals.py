@@ -149,6 +149,12 @@ def test_data_driven_operator_gains_on_new_functions(lsr, tmp_path):
     assert_data_burgers(refine(lsr, tmp_path / "run", "jobs/data_burgers.toml", *words), gain=2.5)
 
 
+def test_fourier_neural_operator_is_refined(lsr, tmp_path):
+    words = ["--preset", "fno", "--set", "subspace.rank=100"]
+    words += ["--set", "problem.args.functions=100", "--set", "problem.args.held_out_functions=50"]
+    assert_data_burgers(refine(lsr, tmp_path / "run", "jobs/data_burgers.toml", *words), gain=1.7)
+
+
 @pytest.mark.slow
 def test_data_burgers_small(lsr, tmp_path):
     result = refine(lsr, tmp_path / "run", "jobs/data_burgers.toml", "--preset", "small", limit_s=3000)
