@@ -21,7 +21,7 @@ from lsr_hpc.rows import FitAndHeld, points_at_once
 from lsr_hpc.solve import Solution
 from lsr_hpc.subspace.basis import Basis, captured_energy
 
-__all__ = ["certify", "check_basis", "field_error"]
+__all__ = ["certify", "check_basis", "field_error", "group_errors"]
 
 # Least-squares gradient in the subspace, relative to the start, above which the solve is reported as inexact.
 _INEXACT_GRADIENT = 1e-8
@@ -83,7 +83,12 @@ def certify(
     if solution.rank and not residual_true <= solution.residual_before:
         solution = solution.refused(_why_worse(solution, residual_true))
         residual_true = solution.residual_before
-    checks = {**checks, **_gradients(prepared, solution, r0), **_accuracies(prepared, solution)}
+    checks = {
+        **checks,
+        **_gradients(prepared, solution, r0),
+        **_worst_errors(prepared, solution),
+        **_accuracies(prepared, solution),
+    }
     advice = [*solution.advice, *_advice(solution, residual_true), *_retreats(prepared)]
     to_loss = _to_loss(prepared, solution)
     errors = _relative_errors(prepared, solution, scan_errors)
@@ -137,7 +142,7 @@ def _gradients(prepared: PreparedProblem, solution: Solution, r0: FitAndHeld) ->
 
 def _true_residual(prepared: PreparedProblem, solution: Solution) -> float:
     """Norm of the residual of the refined field itself, over the rows of the fit; NaN where it has none."""
-    refined = prepared.model.refined_field(torch.from_numpy(solution.delta).to(prepared.model.device))
+    refined = _refined(prepared, solution.delta)
     sets = [prepared.fit, prepared.held] if solution.uses_held_out else [prepared.fit]
     squares = agree(prepared.comm, lambda: sum(float(rows.residual(refined).square().sum()) for rows in sets))
     return math.sqrt(float(all_sum(prepared.comm, np.array([squares]))[0]))
@@ -241,9 +246,20 @@ def _relative_errors(prepared: PreparedProblem, solution: Solution, scan_errors:
 
 
 def _relative_error(prepared: PreparedProblem, evaluation: Evaluation, delta: NDArray[np.float64]) -> float:
-    return field_error(
-        prepared, evaluation, prepared.model.refined_field(torch.from_numpy(delta).to(prepared.model.device))
-    )
+    return field_error(prepared, evaluation, _refined(prepared, delta))
+
+
+def _worst_errors(prepared: PreparedProblem, solution: Solution) -> dict[str, float]:
+    """Largest error among the groups of evaluation points, where there are several."""
+    evaluation = prepared.problem.evaluation
+    if evaluation is None or evaluation.groups == 1:
+        return {}
+    fields = {"worst_error_before": prepared.model.field(), "worst_error": _refined(prepared, solution.delta)}
+    return {name: float(group_errors(prepared, evaluation, field).max()) for name, field in fields.items()}
+
+
+def _refined(prepared: PreparedProblem, delta: NDArray[np.float64]) -> Field:
+    return prepared.model.refined_field(torch.from_numpy(delta).to(prepared.model.device))
 
 
 def _accuracies(prepared: PreparedProblem, solution: Solution) -> dict[str, float]:
@@ -251,17 +267,15 @@ def _accuracies(prepared: PreparedProblem, solution: Solution) -> dict[str, floa
     evaluation = prepared.problem.evaluation
     if evaluation is None or not evaluation.one_hot:
         return {}
-    deltas = {"accuracy_before": np.zeros_like(solution.delta), "accuracy_after": solution.delta}
-    return {name: _accuracy(prepared, evaluation, delta) for name, delta in deltas.items()}
 
+    def right(values: Tensor, reference: Tensor) -> Tensor:
+        return (values.argmax(dim=1) == reference.argmax(dim=1)).double()[:, None]
 
-def _accuracy(prepared: PreparedProblem, evaluation: Evaluation, delta: NDArray[np.float64]) -> float:
-    field = prepared.model.refined_field(torch.from_numpy(delta).to(prepared.model.device))
-
-    def right(values: Tensor, reference: Tensor) -> list[float]:
-        return [float((values.argmax(dim=1) == reference.argmax(dim=1)).sum())]
-
-    return float(_summed(prepared, evaluation, field, right, 1)[0]) / evaluation.n_points
+    fields = {"accuracy_before": prepared.model.field(), "accuracy_after": _refined(prepared, solution.delta)}
+    return {
+        name: float(_sums_by_group(prepared, evaluation, field, right, 1).sum()) / evaluation.n_points
+        for name, field in fields.items()
+    }
 
 
 def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field) -> float:
@@ -273,35 +287,55 @@ def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field)
         field: The field.
 
     Returns:
-        The error, equal on all ranks.
+        The error, of several groups their mean; equal on all ranks.
+
+    Collective: each rank evaluates its share of the points; one sum.
+    """
+    return float(group_errors(prepared, evaluation, field).mean())
+
+
+def group_errors(prepared: PreparedProblem, evaluation: Evaluation, field: Field) -> NDArray[np.float64]:
+    """Relative L2 error of a field in every group of evaluation points; absolute where the reference is zero.
+
+    Args:
+        prepared: Says how many points to evaluate at once, and where.
+        evaluation: Checked evaluation data.
+        field: The field.
+
+    Returns:
+        Errors, shape (groups,), equal on all ranks.
 
     Collective: each rank evaluates its share of the points; one sum.
     """
 
-    def squares(values: Tensor, reference: Tensor) -> list[float]:
-        return [float((values - reference).square().sum()), float(reference.square().sum())]
+    def squares(values: Tensor, reference: Tensor) -> Tensor:
+        deviations = (values - reference, reference)
+        return torch.stack([d.square().flatten(1).sum(dim=1) for d in deviations], dim=1)
 
-    difference, norm = np.sqrt(_summed(prepared, evaluation, field, squares, 2))
-    return float(difference / norm if norm > 0 else difference)
+    difference, norm = np.sqrt(_sums_by_group(prepared, evaluation, field, squares, 2)).T
+    errors: NDArray[np.float64] = np.divide(difference, norm, out=difference.copy(), where=norm > 0)
+    return errors
 
 
-def _summed(
+def _sums_by_group(
     prepared: PreparedProblem,
     evaluation: Evaluation,
     field: Field,
-    measure: Callable[[Tensor, Tensor], list[float]],
-    n_sums: int,
+    measure: Callable[[Tensor, Tensor], Tensor],
+    n_measures: int,
 ) -> NDArray[np.float64]:
-    """Sums of a measure over the evaluation points, some points at a time."""
+    """Sums of measures (n, m) of n points over each group, shape (groups, m); some points at a time."""
     device = prepared.model.device
+    per_group = evaluation.n_points // evaluation.groups
     lo, hi = even_ranges(evaluation.n_points, prepared.comm.size)[prepared.comm.rank]
     size = points_at_once(max(p.numbers_per_point for p in prepared.fit_rows.probes))
-    sums = np.zeros(n_sums)
+    sums = np.zeros((evaluation.groups, n_measures))
     for first in range(lo, hi, size):
         inputs, reference = evaluation.take(slice(first, min(first + size, hi)))
         with torch.no_grad():
             values = evaluation.judged(field(*(t.to(device) for t in inputs))).cpu()
-        sums += measure(values, reference)
+        group = np.arange(first, first + len(reference)) // per_group
+        np.add.at(sums, group, measure(values, reference).numpy())
     total: NDArray[np.float64] = all_sum(prepared.comm, sums)
     return total
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lsr_hpc.autodiff import pull_back
 from lsr_hpc.errors import EnvironmentProblem, JobError
@@ -113,14 +112,7 @@ class _ByReverseMode(nn.Module):
         predictor = self.predictor
         delta = predictor.delta
         inputs = tuple(x.to(delta.dtype) if x.is_floating_point() else x for x in inputs)
-        named = dict(predictor.network.named_parameters())
-        theta0: dict[str, Tensor] = {n: named[n] for n in predictor.layout.names}
-
-        def output(tensors: dict[str, Tensor]) -> Tensor:
-            value: Tensor = functional_call(predictor.network, tensors, inputs)
-            return value
-
-        value, transposed = pull_back(output, theta0)
+        value, transposed = pull_back(lambda at: predictor.network_at(at, inputs), predictor.theta0())
         again: Any = torch.func.vjp(transposed, torch.zeros_like(value))[1]
         refined: Tensor = value + again(predictor.layout.unflatten(delta))[0]
         return refined

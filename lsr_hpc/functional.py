@@ -14,6 +14,7 @@ from torch.func import functional_call
 from lsr_hpc.autodiff import push_forward
 from lsr_hpc.errors import JobError
 from lsr_hpc.params import ParameterLayout
+from lsr_hpc.precision import module_in_precision
 from lsr_hpc.problem import Field
 
 __all__ = ["FunctionalModel", "TangentModel"]
@@ -48,7 +49,7 @@ class FunctionalModel:
         self.device = torch.device(device)
         self.layout = ParameterLayout.of(model)
         # In evaluation mode, like the predictor: the two must be one function.
-        self._module = copy.deepcopy(model).double().to(self.device).eval()
+        self._module = module_in_precision(copy.deepcopy(model), torch.float64).to(self.device).eval()
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
         self._own = dict(self._module.named_parameters(remove_duplicate=False))
@@ -85,7 +86,7 @@ class FunctionalModel:
             layer, _, leaf = name.rpartition(".")
             self._module.get_submodule(layer)._parameters[leaf] = parameter
         converted = copy.copy(self)
-        converted._module = copy.deepcopy(self._module).to(dtype)
+        converted._module = module_in_precision(copy.deepcopy(self._module), dtype)
         converted._own = dict(converted._module.named_parameters(remove_duplicate=False))
         converted.theta0 = self.theta0.to(dtype)
         converted._theta0_tensors = self.layout.unflatten(converted.theta0)
@@ -95,18 +96,23 @@ class FunctionalModel:
         """Bind named parameters; what is not named keeps its value.
 
         Args:
-            tensors: Parameter tensors by name (tangents and batches of ``torch.func`` allowed).
+            tensors: Real tensors of the layout by name (tangents and batches of ``torch.func`` allowed).
 
         Returns:
             The network as a function of its inputs.
         """
 
         def field(*inputs: Tensor) -> Tensor:
-            output: Tensor = functional_call(self._module, tensors, inputs)
+            output: Tensor = functional_call(self._module, self.layout.parameters_of(tensors), inputs)
             if not isinstance(output, Tensor):
                 raise JobError(
                     f"the network returns a {type(output).__name__}: wrap it in a module that returns one "
                     "tensor"
+                )
+            if output.is_complex():
+                raise JobError(
+                    f"the network returns {output.dtype}: let it return real numbers, such as real and "
+                    "imaginary parts by torch.view_as_real"
                 )
             return output
 

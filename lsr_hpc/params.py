@@ -1,13 +1,17 @@
 """Flat view of a network's trainable parameters.
 
 LSR works in parameter space R^P. This module fixes the order of that space (``named_parameters``
-order, each tensor row-major) and converts between the flat vector and the tensors of the network,
-also for a block of b vectors at once.
+order, each tensor row-major) and converts between the flat vector and named tensors, also for a block of b
+vectors at once.
+
+The space is real. A complex parameter is the pairs of its real and imaginary parts (``torch.view_as_real``),
+so J is the derivative by both; the network alone sees complex numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -24,11 +28,13 @@ class ParameterLayout:
 
     Attributes:
         names: Parameter names, in ``named_parameters`` order.
-        shapes: Their shapes, in the same order.
+        shapes: Shapes of their real numbers, in the same order; of a complex one with a last axis of 2.
+        complex_names: Those that are complex.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    complex_names: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: nn.Module) -> ParameterLayout:
@@ -40,8 +46,12 @@ class ParameterLayout:
         Returns:
             The layout.
         """
-        named = [(n, tuple(p.shape)) for n, p in model.named_parameters() if p.requires_grad]
-        return cls(tuple(n for n, _ in named), tuple(s for _, s in named))
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        return cls(
+            tuple(n for n, _ in named),
+            tuple((*p.shape, 2) if p.is_complex() else tuple(p.shape) for _, p in named),
+            frozenset(n for n, p in named if p.is_complex()),
+        )
 
     @property
     def size(self) -> int:
@@ -73,7 +83,7 @@ class ParameterLayout:
         )
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """Split flat vectors into tensors of the network (views where the memory allows).
+        """Split flat vectors into named real tensors (views where the memory allows).
 
         Args:
             flat: Shape ``(*batch, P)``.
@@ -87,6 +97,34 @@ class ParameterLayout:
             for n, s, piece in zip(self.names, self.shapes, pieces, strict=True)
         }
 
+    def reals_of(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters of a network as the real tensors of this layout.
+
+        Args:
+            parameters: Parameters by name; others than those of the layout are left out.
+
+        Returns:
+            One real tensor per name, views of the parameters.
+        """
+        return {
+            n: torch.view_as_real(parameters[n]) if n in self.complex_names else parameters[n]
+            for n in self.names
+        }
+
+    def parameters_of(self, reals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Real tensors as the parameters that the network takes; the inverse of :meth:`reals_of`.
+
+        Args:
+            reals: Some real tensors by name (tangents and batches of ``torch.func`` allowed).
+
+        Returns:
+            Parameters by name, differentiable in ``reals``.
+        """
+        # Not view_as_complex: a piece of a flat vector may not have the even offset in memory that it wants.
+        return {
+            n: torch.complex(t[..., 0], t[..., 1]) if n in self.complex_names else t for n, t in reals.items()
+        }
+
     def read(self, model: nn.Module) -> Tensor:
         """Copy the parameters of ``model`` into one flat, detached vector of shape (P,).
 
@@ -94,10 +132,22 @@ class ParameterLayout:
             model: A module with this layout.
 
         Returns:
-            The flat vector, in the parameters' own dtype.
+            The flat vector, in the parameters' own precision.
+        """
+        reals = self.reals_of(dict(model.named_parameters()))
+        return self.flatten({n: t.detach() for n, t in reals.items()}).clone()
+
+    def write(self, model: nn.Module, flat: Tensor) -> None:
+        """Set the parameters of ``model`` to those of a flat vector, in place.
+
+        Args:
+            model: A module with this layout.
+            flat: Shape (P,).
         """
         named = dict(model.named_parameters())
-        return self.flatten({n: named[n].detach() for n in self.names}).clone()
+        with torch.no_grad():
+            for name, values in self.parameters_of(self.unflatten(flat)).items():
+                named[name].copy_(values)
 
     def owner(self, index: int) -> str:
         """Name the parameter that flat coordinate ``index`` belongs to.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from lsr_hpc.errors import JobError
 from lsr_hpc.explaining import in_one_line
 from lsr_hpc.models import ARCHITECTURES
 from lsr_hpc.params import ParameterLayout
+from lsr_hpc.precision import in_precision, module_in_precision
 from lsr_hpc.problem import ModelSpec
 from lsr_hpc.publish import publish_directory
 from lsr_hpc.store import read_manifest, read_tensors, write_manifest, write_tensors
@@ -44,7 +45,8 @@ class RefinedPredictor(nn.Module):
 
     Args:
         network: The trained network; copied, converted to float64 and put in evaluation mode.
-        delta: Parameter correction, shape (P,), in ``named_parameters`` order of the trainable parameters.
+        delta: Parameter correction, shape (P,), in ``named_parameters`` order of the trainable parameters; of
+            complex ones real and imaginary parts in turn.
         spec: How to rebuild the architecture on load; None for a module of your own.
 
     Raises:
@@ -60,7 +62,7 @@ class RefinedPredictor(nn.Module):
             raise JobError(
                 f"delta has shape {tuple(delta.shape)}, the network has {self.layout.size} trainable numbers"
             )
-        self.network = copy.deepcopy(network).double().eval()
+        self.network = module_in_precision(copy.deepcopy(network), torch.float64).eval()
         self.spec = spec
         self.register_buffer("delta", delta.detach().clone().double())
         for parameter in self.network.parameters():
@@ -77,16 +79,36 @@ class RefinedPredictor(nn.Module):
         """
         delta = self.delta
         inputs = tuple(x.to(delta.dtype) if x.is_floating_point() else x for x in inputs)
-        named = dict(self.network.named_parameters())
-        theta0: dict[str, Tensor] = {n: named[n] for n in self.layout.names}
-
-        def output(tensors: dict[str, Tensor]) -> Tensor:
-            value: Tensor = functional_call(self.network, tensors, inputs)
-            return value
-
-        value, correction = push_forward(output, theta0, self.layout.unflatten(delta))
+        value, correction = push_forward(
+            lambda tensors: self.network_at(tensors, inputs), self.theta0(), self.layout.unflatten(delta)
+        )
         refined: Tensor = value + correction
         return refined
+
+    def theta0(self) -> dict[str, Tensor]:
+        """The trained state as the real tensors of the layout."""
+        return self.layout.reals_of(dict(self.network.named_parameters()))
+
+    def network_at(self, tensors: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+        """The network with other parameters.
+
+        Args:
+            tensors: Real tensors of the layout by name (tangents of ``torch.func`` allowed).
+            inputs: Its inputs.
+
+        Returns:
+            Its outputs.
+        """
+        value: Tensor = functional_call(self.network, self.layout.parameters_of(tensors), inputs)
+        return value
+
+    def float(self) -> Self:
+        """Single precision, complex parameters too."""
+        return module_in_precision(self, torch.float32)
+
+    def double(self) -> Self:
+        """Double precision, complex parameters too."""
+        return module_in_precision(self, torch.float64)
 
     def predict(self, *inputs: Tensor, batch_size: int = 65536) -> Tensor:
         """Evaluate many points in batches, without gradients.
@@ -256,7 +278,7 @@ def _load_instance(
                 f"{directory / _MANIFEST} has arguments that its architecture {spec.architecture!r} refuses "
                 f"({type(error).__name__}: {error}): use the lsr_hpc version that wrote it"
             ) from error
-    model = copy.deepcopy(model).double()
+    model = module_in_precision(copy.deepcopy(model), torch.float64)
     name = _instance_file(instance)
     state = read_tensors(directory / _THETA0, manifest["files"][_THETA0], _IF_MISSING)
     own = read_tensors(directory / name, manifest["files"][name], _IF_MISSING)
@@ -278,7 +300,9 @@ def _load_instance(
 
 def _lossless_float32(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Store float64 copies of float32 weights as float32 again where not a bit is lost."""
-    return {
-        n: t.float() if t.dtype == torch.float64 and torch.equal(t.float().double(), t) else t
-        for n, t in state.items()
-    }
+    stored = {}
+    for name, tensor in state.items():
+        single = in_precision(tensor, torch.float32)
+        is_lossless = single.dtype != tensor.dtype and torch.equal(single.to(tensor.dtype), tensor)
+        stored[name] = single if is_lossless else tensor
+    return stored

@@ -85,12 +85,15 @@ class Evaluation:
         outputs: Which outputs of the network these are, by number; None for all of them in order.
         one_hot: Whether the reference holds labels, 1 in the column of the class and 0 elsewhere: the share
             of points whose largest output is that of the class is then reported too.
+        groups: Number of equal groups of consecutive points, such as the functions of an operator; the error
+            is the mean over the groups of each one's relative L2 error.
     """
 
     inputs: tuple[RowSource, ...]
     reference: RowSource
     outputs: tuple[int, ...] | None = None
     one_hot: bool = False
+    groups: int = 1
 
     @property
     def n_points(self) -> int:
@@ -231,10 +234,10 @@ def check_problem(problem: Problem) -> None:
             )
         if parameter.is_meta:
             raise JobError(f"parameter {name!r} is on the meta device, without values: load its weights")
-        if parameter.is_complex() or not parameter.is_floating_point():
+        if not (parameter.is_floating_point() or parameter.is_complex()):
             raise JobError(
-                f"parameter {name!r} has dtype {parameter.dtype}: real floating point is needed; keep "
-                "integers in buffers, and real and imaginary parts as two parameters"
+                f"parameter {name!r} has dtype {parameter.dtype}: floating point is needed, real or complex; "
+                "keep integers in buffers"
             )
         if not bool(torch.isfinite(parameter).all()):
             raise JobError(
@@ -294,6 +297,12 @@ def _check_evaluation(evaluation: Evaluation) -> None:
         _check_numbers(name, values)
         if not bool(torch.isfinite(as_tensor(values[:])).all()):
             raise JobError(f"{name} holds NaN or Inf: clean the evaluation data")
+
+    if evaluation.groups < 1 or evaluation.n_points % evaluation.groups:
+        raise JobError(
+            f"evaluation.groups = {evaluation.groups}: {evaluation.n_points} points cannot be cut into so "
+            "many equal groups; use a divisor"
+        )
 
 
 def check_outputs(evaluation: Evaluation, field: Field, device: torch.device) -> None:

@@ -24,6 +24,9 @@ __all__ = [
     "write_tensors",
 ]
 
+# Names of the tensors that are pairs of real and imaginary parts, in a file's metadata.
+_OF_PAIRS = "complex"
+
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file.
@@ -39,7 +42,7 @@ def file_digest(path: Path) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write tensors as safetensors.
+    """Write tensors as safetensors; complex ones as pairs of real numbers, marked in the header.
 
     Args:
         path: File to write.
@@ -51,11 +54,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     Raises:
         OSError: If it cannot be written, for example because the disk is full.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    of_pairs = sorted(name for name, tensor in tensors.items() if tensor.is_complex())
+    metadata = {_OF_PAIRS: json.dumps(of_pairs)} if of_pairs else None
+    reals = {n: torch.view_as_real(t.resolve_conj()) if n in of_pairs else t for n, t in tensors.items()}
     try:
-        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path)
+        save_file({n: t.detach().cpu().contiguous().clone() for n, t in reals.items()}, path, metadata)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from error
     # safetensors makes files that the owner alone may read; the umask can be read only by setting it.
@@ -83,7 +90,8 @@ def read_tensors(
     Raises:
         JobError: If the file is missing, unreadable or differs from its digest.
     """
-    from safetensors import SafetensorError
+    import torch
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -95,10 +103,13 @@ def read_tensors(
                 f"{path} differs from its recorded SHA-256 ({sha256[:12]}...): it was changed or damaged; "
                 "restore it or make it again"
             )
-        return load_file(path)
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            of_pairs = json.loads((file.metadata() or {}).get(_OF_PAIRS, "[]"))
+        return tensors | {name: torch.view_as_complex(tensors[name].clone()) for name in of_pairs}
     except JobError:
         raise
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise JobError(
             f"{path} is cut off, or no safetensors file ({error}): restore it; a state_dict of torch.save is "
             "converted by safetensors.torch.save_file"

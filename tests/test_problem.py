@@ -65,15 +65,6 @@ def frozen() -> nn.Module:
     return network().requires_grad_(False)
 
 
-class Complex(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.ones(3, dtype=torch.complex64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.a.real.sum()
-
-
 class BatchNormalised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +81,6 @@ MODELS = {
     ),
     "Inf": (lambda: poisoned("layers.2.bias", float("inf")), [r"'layers\.2\.bias'", "NaN or Inf"]),
     "frozen": (frozen, ["no trainable parameter", "requires_grad"]),
-    "complex": (Complex, ["'a'", "complex64", "real floating point"]),
     "batch norm in training": (BatchNormalised, ["'norm'", "BatchNorm1d", "training mode", r"eval\(\)"]),
     "dropout in training": (
         lambda: nn.Sequential(nn.Linear(1, 5), nn.Dropout(0.5), nn.Linear(5, 1)),

@@ -244,6 +244,29 @@ def test_cut_leaves_out_directions_of_small_singular_values(cut: float | None) -
     assert result.checks["condition"] == pytest.approx(1 / relative[result.rank - 1], rel=1e-12)
 
 
+def test_error_of_groups_is_the_mean_of_theirs_and_the_worst_is_told() -> None:
+    made = problem()
+    assert made.evaluation is not None
+    grouped = replace(made, evaluation=replace(made.evaluation, groups=4))
+    result = refine(grouped, settings=settings())
+    (x,), y = made.evaluation.take(slice(None))
+    predictor = RefinedPredictor(made.model, torch.from_numpy(result.delta))
+
+    for field, mean, worst in (
+        (
+            RefinedPredictor(made.model, torch.zeros(len(result.delta))),
+            result.error_before,
+            "worst_error_before",
+        ),
+        (predictor, result.error_after, "worst_error"),
+    ):
+        quarters = zip((field(x) - y).chunk(4), y.chunk(4), strict=True)
+        errors = [float(misfit.norm() / part.norm()) for misfit, part in quarters]
+        assert mean == pytest.approx(np.mean(errors), rel=1e-9)
+        assert result.checks[worst] == pytest.approx(max(errors), rel=1e-9)
+    assert "worst_error" not in refine(made, settings=settings()).checks
+
+
 def test_residual_components_are_those_along_the_left_singular_vectors_of_the_jacobian() -> None:
     model = MLP([1, 6, 1])
     made = problem(model=model)

@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """
     import torch
 
+    from lsr_hpc.precision import in_precision
     from lsr_hpc.publish import publish_file
     from lsr_hpc.store import write_manifest, write_tensors
     from lsr_hpc.training import train
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         with publish_file(out.with_suffix(".json")) as record, publish_file(out) as weights:
             state = task.model.state_dict()
             # Also of a float64 training: a start is no more accurate than that, and half as large.
-            digest = write_tensors(weights, {name: tensor.float() for name, tensor in state.items()})
+            digest = write_tensors(weights, {n: in_precision(t, torch.float32) for n, t in state.items()})
             write_manifest(
                 record,
                 {

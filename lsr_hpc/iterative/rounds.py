@@ -40,6 +40,7 @@ from lsr_hpc.iterative.stopping import why_stop
 from lsr_hpc.oneshot import refine_prepared
 from lsr_hpc.params import ParameterLayout
 from lsr_hpc.phases import Phases
+from lsr_hpc.precision import module_in_precision
 from lsr_hpc.prepare import prepare, with_rank
 from lsr_hpc.problem import Problem
 from lsr_hpc.result import RefineResult
@@ -335,10 +336,6 @@ def with_parameters(problem: Problem, theta: Array) -> Problem:
     Returns:
         The problem with a float64 copy of the network in that state.
     """
-    model = copy.deepcopy(problem.model).double()
-    tensors = ParameterLayout.of(model).unflatten(torch.from_numpy(theta))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in tensors:
-                parameter.copy_(tensors[name])
+    model = module_in_precision(copy.deepcopy(problem.model), torch.float64)
+    ParameterLayout.of(model).write(model, torch.from_numpy(theta))
     return replace(problem, model=model)

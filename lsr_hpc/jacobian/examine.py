@@ -189,9 +189,13 @@ def _reason(
     """Name the largest parameter that no linear layer uses."""
     name = max(other_uses, key=lambda n: model.theta0_tensors[n].numel())
     layer = model.layer_of(name)
+    if name in model.layout.complex_names:
+        use = "is complex, and only real ones have a factored form"
+    else:
+        use = f"is used by {other_uses[name]}, not as weight or bias of a linear layer"
     return (
-        f"residual block {block.name!r}: parameter {name!r} ({layer}) is used by {other_uses[name]}, not as "
-        f"weight or bias of a linear layer; {n_explicit} numbers are used so, more than {limit}"
+        f"residual block {block.name!r}: parameter {name!r} ({layer}) {use}; {n_explicit} numbers are used "
+        f"so, more than {limit}"
     )
 
 

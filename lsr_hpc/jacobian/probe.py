@@ -66,11 +66,13 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         count = flop_registry.get(func.overloadpacket)
         if count is not None:
-            self.flops += int(count(*args, **kwargs, out_val=out))
+            # A complex product is four real ones.
+            self.flops += int(count(*args, **kwargs, out_val=out)) * (4 if out.is_complex() else 1)
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor):
-                self.live += tensor.numel()
-                weakref.finalize(tensor, self._released, tensor.numel())
+                numbers = tensor.numel() * (2 if tensor.is_complex() else 1)
+                self.live += numbers
+                weakref.finalize(tensor, self._released, numbers)
         self.peak = max(self.peak, self.live)
         return out
 
@@ -145,6 +147,11 @@ def _check_values(block: ResidualBlock, values: Any, n: int) -> None:
         raise JobError(
             f"residual block {block.name!r} returned shape {tuple(values.shape)} for {n} points: "
             f"expected ({n},) or ({n}, m)"
+        )
+    if values.is_complex():
+        raise JobError(
+            f"residual block {block.name!r} returned {values.dtype}: rows are real; return real and "
+            "imaginary parts as two rows, by torch.view_as_real"
         )
     if values.dtype != torch.float64:
         raise JobError(

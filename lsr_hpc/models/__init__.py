@@ -12,10 +12,21 @@ from torch import nn
 
 from lsr_hpc.models.classifier import Classifier
 from lsr_hpc.models.deeponet import BoundDeepONet, DeepONet
+from lsr_hpc.models.fno import FNO
 from lsr_hpc.models.mlp import MLP
 from lsr_hpc.models.modified_mlp import ModifiedMLP
+from lsr_hpc.models.multionet import MultiONet
 
-__all__ = ["ARCHITECTURES", "MLP", "BoundDeepONet", "Classifier", "DeepONet", "ModifiedMLP"]
+__all__ = [
+    "ARCHITECTURES",
+    "FNO",
+    "MLP",
+    "BoundDeepONet",
+    "Classifier",
+    "DeepONet",
+    "ModifiedMLP",
+    "MultiONet",
+]
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "classifier": Classifier,
@@ -23,4 +34,6 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "modified_mlp": ModifiedMLP,
     "deeponet": DeepONet,
     "bound_deeponet": BoundDeepONet,
+    "multionet": MultiONet,
+    "fno": FNO,
 }

@@ -39,11 +39,12 @@ class DeepONet(nn.Module):
         """Evaluate pairs.
 
         Args:
-            h: Input functions at the sensors, (n, m), or (1, m) for one function at all queries.
-            y: Query points, (n, d).
+            h: Input functions at the sensors, (n, m), or (1, m) for one at all queries; (n, 1, m) for
+                several queries each.
+            y: Query points, (n, d) or (n, q, d).
 
         Returns:
-            Values, (n, 1).
+            Values, (n, 1) or (n, q, 1).
         """
         products: Tensor = self.branch(h) * self.trunk(y)
         return products.sum(dim=-1, keepdim=True)

@@ -11,9 +11,24 @@ from torch import Tensor, nn
 from lsr_hpc.errors import JobError
 from lsr_hpc.models.linear import glorot_linear
 
-__all__ = ["MLP"]
+__all__ = ["ACTIVATIONS", "MLP"]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+class TanhSin(nn.Module):
+    """The activation tanh(sin(pi (x + 1))) + x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map any shape, number by number."""
+        return torch.tanh(torch.sin(torch.pi * (x + 1))) + x
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh_sin": TanhSin,
+}
 
 
 class MLP(nn.Module):

@@ -56,6 +56,10 @@ PROBLEMS = {
         ),
         ShippedProblem("convection", "physics-informed network for u_t + 40 u_x = 0, periodic in x"),
         ShippedProblem(
+            "data_burgers",
+            "DeepONet, MultiONet or FNO u(., 0) -> u(., 1) of viscous Burgers, fitted to solutions",
+        ),
+        ShippedProblem(
             "diffusion_reaction",
             "physics-informed DeepONet h -> u, u_t = 0.01 u_xx + 0.01 u^2 + h, per unseen function",
         ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ive
 
 from lsr_hpc.problems.arguments import ArgumentError
 from lsr_hpc.sampling import gaussian_rows
@@ -20,6 +21,9 @@ __all__ = ["PROCESSES", "InputProcess", "InterpolatedProcess", "SpectralProcess"
 Array = NDArray[np.float64]
 _STREAM_FUNCTIONS = 11
 _STREAM_NOISE = 12
+_STREAM_PERIODIC = 13
+# For l >= 0.3 the last wave has an amplitude below 1e-16.
+_PERIODIC_WAVES = 48
 
 
 class SpectralProcess:
@@ -86,6 +90,30 @@ class SpectralProcess:
         )
         primitive: Array = self.cosine @ waves[0] + self.sine @ waves[1]
         return primitive
+
+
+def odd_periodic_draws(numbers: range, seed: int, x: Array, *, period: float, length: float) -> Array:
+    """Odd periodic Gaussian process, smooth, its mean square over the period 1.
+
+    The odd part of a process with covariance exp(-2 sin(pi d / period)^2 / l^2) (MacKay 1998), scaled. The
+    Fourier coefficients of that are modified Bessel functions, I_k(1 / l^2).
+
+    Args:
+        numbers: Global numbers of the functions; function i of a seed is the same everywhere.
+        seed: Seed of the draws.
+        x: Places, shape (n,).
+        period: Period in x.
+        length: Correlation length l, of the order of the period over 2 pi for l = 1.
+
+    Returns:
+        Values, shape (i, n).
+    """
+    k = np.arange(1, _PERIODIC_WAVES + 1)
+    variances = ive(k, 1 / length**2)
+    amplitudes = np.sqrt(2 * variances / variances.sum())
+    draws = gaussian_rows(seed, _STREAM_PERIODIC, numbers.start, numbers.stop, len(k))
+    values: Array = (draws * amplitudes) @ np.sin(2 * np.pi / period * np.outer(k, x))
+    return values
 
 
 class InterpolatedProcess:

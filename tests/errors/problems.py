@@ -173,9 +173,13 @@ NETWORKS = [
         says="residual block 'fit' returned other values when it was called again on the same points: no random numbers, dropout or counters in residual and network",
     ),
     Case(
-        what="complex parameters",
-        build="return problem(model=nn.Linear(1, 1, dtype=torch.complex64))",
-        says="parameter 'weight' has dtype torch.complex64: real floating point is needed; keep integers in buffers, and real and imaginary parts as two parameters",
+        what="a network that returns complex numbers",
+        build=network(
+            init="self.a = nn.Parameter(torch.ones(1, dtype=torch.complex64))",
+            forward="return self.inner(x) * self.a",
+            build="return problem(model=Net())",
+        ),
+        says="residual block 'fit' failed on 4 points of shape (4, 1) at HERE/mine.py:14: the network returns torch.complex128: let it return real numbers, such as real and imaginary parts by torch.view_as_real; it is called as residual(u, points, *data) with u the network",
     ),
     Case(
         what="integer parameters",
@@ -183,7 +187,7 @@ NETWORKS = [
             init="self.shift = nn.Parameter(torch.tensor([1, 2]), requires_grad=False)",
             forward="return self.inner(x) + self.shift[0]",
         ),
-        says="parameter 'shift' has dtype torch.int64: real floating point is needed; keep integers in buffers, and real and imaginary parts as two parameters",
+        says="parameter 'shift' has dtype torch.int64: floating point is needed, real or complex; keep integers in buffers",
     ),
     Case(
         what="a network that computes in float16",
@@ -262,7 +266,7 @@ RESIDUALS = [
     Case(
         what="complex numbers",
         build="return problem(residual=lambda u, x, y: torch.exp(1j * u(x)) - y)",
-        says="residual block 'fit' returned torch.complex128: parameters and points arrive as float64; do not cast inside the residual",
+        says="residual block 'fit' returned torch.complex128: rows are real; return real and imaginary parts as two rows, by torch.view_as_real",
     ),
     Case(
         what="an error of torch",
@@ -418,6 +422,11 @@ DATA = [
         what="evaluation data without a point",
         build="return problem(evaluation=Evaluation(inputs=(x[:0],), reference=y[:0]))",
         says="evaluation.inputs[0] is empty: give at least one point, or evaluation=None",
+    ),
+    Case(
+        what="evaluation data in unequal groups",
+        build="return problem(evaluation=Evaluation(inputs=(x,), reference=y, groups=7))",
+        says="evaluation.groups = 7: 40 points cannot be cut into so many equal groups; use a divisor",
     ),
     Case(
         what="evaluation inputs of another length",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lsr_hpc.problems.arguments import ArgumentError
-from lsr_hpc.problems.gaussian_process import PROCESSES, check_process
+from lsr_hpc.problems.gaussian_process import PROCESSES, check_process, odd_periodic_draws
 
 
 @pytest.mark.parametrize("forcing", PROCESSES)
@@ -39,3 +39,18 @@ def test_primitives_are_integrals(forcing: str) -> None:
 def test_unknown_process_is_refused() -> None:
     with pytest.raises(ArgumentError, match="forcing = 'white'"):
         check_process("white")
+
+
+@pytest.mark.parametrize("length", [0.5, 1.0])
+def test_odd_periodic_draws_have_their_covariance(length: float) -> None:
+    x = np.array([0.1, 0.35, 0.8])
+    draws = odd_periodic_draws(range(20_000), 7, x, period=2.0, length=length)
+
+    def kernel(d: np.ndarray) -> np.ndarray:
+        return np.exp(-2 * np.sin(np.pi * d / 2) ** 2 / length**2)
+
+    # Of (a(x) - a(-x)) / sqrt(2), whose mean square over the period is k(0) less the mean of k.
+    mean = kernel(np.linspace(0, 2, 400, endpoint=False)).mean()
+    odd = (kernel(x[:, None] - x) - kernel(x[:, None] + x)) / (1 - mean)
+    # 20,000 draws: the sampling error of a covariance is one percent.
+    np.testing.assert_allclose(draws.T @ draws / len(draws), odd, atol=0.05)
