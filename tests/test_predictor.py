@@ -439,7 +439,7 @@ def test_file_of_another_version_is_refused(tmp_path: Path) -> None:
         ({"n_instances": 10**12}, "names 1000000000000 instances"),
         ({"n_instances": "1"}, "no usable 'n_instances'"),
         ({"architecture": ["mlp"]}, "no usable 'architecture'"),
-        ({"architecture": "transformer"}, "has architecture 'transformer', this version has mlp"),
+        ({"architecture": "transformer"}, "has architecture 'transformer', this version has classifier, mlp"),
         ({"arguments": {"depth": 3}}, "arguments that its architecture 'mlp' refuses"),
         ({"arguments": {"widths": [2, 8, 1]}}, "does not fit the given network"),
         ({"files": {}}, "names 1 instances"),
