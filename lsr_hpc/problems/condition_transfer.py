@@ -1,4 +1,4 @@
-"""A network trained at one condition, and other conditions to be solved in its tangent space: what such share.
+"""A network trained at one condition and others to be solved in its tangent space: what such problems share.
 
 A condition is an input function: a forcing or an initial value. Instance 0 of the family is the one that the
 network was trained at, all others are unseen. They share network and points, so that the response modes of
@@ -131,9 +131,7 @@ class ConditionTransfer:
     def _network(self, width: int, depth: int) -> ModelSpec:
         return Box((0.0,) * self.dimensions, (1.0,) * self.dimensions).network(width, depth)
 
-    def _problem(
-        self, name: str, model: MLP, spec: ModelSpec, number: int, draws: PointDraws
-    ) -> Problem:
+    def _problem(self, name: str, model: MLP, spec: ModelSpec, number: int, draws: PointDraws) -> Problem:
         functions = self.functions(range(number, number + 1), draws.seed)
         return Problem(
             name=name,

@@ -2,7 +2,7 @@
 
 The equation is linear, so that each condition takes one least-squares solve on the cached modes. Functions h
 as in :mod:`lsr_hpc.problems.antiderivative`: piecewise linear on 512 points, with exact primitives. Source of
-the experiment: the follow-up of arXiv:2601.13989 on transferable response spaces (1-20x4-1, 1,321 parameters).
+the experiment: the follow-up of arXiv:2601.13989 on transferable response spaces (1,321 parameters).
 """
 
 from __future__ import annotations
