@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from lsr_hpc.rows import FitAndHeld, points_at_once
 from lsr_hpc.solve import Solution
 from lsr_hpc.subspace.basis import Basis, captured_energy
 
-__all__ = ["certify", "check_basis", "field_error"]
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = ["certify", "check_basis", "field_error", "relative_error"]
 
 # Least-squares gradient in the subspace, relative to the start, above which the solve is reported as inexact.
 _INEXACT_GRADIENT = 1e-8
@@ -257,16 +260,35 @@ def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field)
 
     Collective: each rank evaluates its share of the points; one sum.
     """
-    device = prepared.model.device
-    lo, hi = even_ranges(evaluation.n_points, prepared.comm.size)[prepared.comm.rank]
     size = points_at_once(max(p.numbers_per_point for p in prepared.fit_rows.probes))
+    return relative_error(prepared.comm, evaluation, field, prepared.model.device, size)
+
+
+def relative_error(
+    comm: MPI.Comm, evaluation: Evaluation, field: Field, device: torch.device, size: int
+) -> float:
+    """The same over the ranks of any communicator.
+
+    Args:
+        comm: Communicator.
+        evaluation: Checked evaluation data.
+        field: The field.
+        device: Where it is evaluated.
+        size: Points to evaluate at once.
+
+    Returns:
+        The error, equal on all ranks.
+
+    Collective: each rank evaluates its share of the points; one sum.
+    """
+    lo, hi = even_ranges(evaluation.n_points, comm.size)[comm.rank]
     squares = np.zeros(2)
     for first in range(lo, hi, size):
         inputs, reference = evaluation.take(slice(first, min(first + size, hi)))
         with torch.no_grad():
             values = field(*(t.to(device) for t in inputs)).cpu()
         squares += [float((values - reference).square().sum()), float(reference.square().sum())]
-    difference, norm = np.sqrt(all_sum(prepared.comm, squares))
+    difference, norm = np.sqrt(all_sum(comm, squares))
     return float(difference / norm if norm > 0 else difference)
 
 

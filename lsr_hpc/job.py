@@ -103,7 +103,8 @@ class Job:
         compute: See :class:`~lsr_hpc.settings.ComputeSettings`.
         iterate: See :class:`~lsr_hpc.settings.IterateSettings`; used by ``lsr-hpc run``. A job without it is
             one shot for ``submit``.
-        transfer: See :class:`~lsr_hpc.settings.TransferSettings`; what ``lsr-hpc refine`` does where it is there.
+        transfer: See :class:`~lsr_hpc.settings.TransferSettings`; with it ``lsr-hpc refine`` solves all
+            conditions of a family in the tangent space of one network.
         run: See :class:`~lsr_hpc.settings.RunSettings`.
         slurm: See :class:`~lsr_hpc.settings_slurm.SlurmSettings`; used by ``lsr-hpc submit``.
         train: How the start was trained, or None.

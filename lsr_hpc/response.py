@@ -289,7 +289,7 @@ class ModePiece:
     @property
     def n_rows(self) -> int:
         """Residual rows."""
-        return self.rows.stop - self.rows.start
+        return int(self.rows.stop - self.rows.start)
 
     def at(self, c: Tensor) -> Tensor:
         """Channels at some coefficients, shape (n, E)."""
