@@ -81,7 +81,7 @@ def result_json(run: FinishedTransfer) -> dict[str, Any]:
     results = [t.result for t in run.counting]
     some = (results or [t.result for t in run.solved])[0]
     errors = {"before": [r.error_before for r in results], "after": [r.error_after for r in results]}
-    figures = {
+    figures: dict[str, Sequence[float | None]] = {
         "error_before": errors["before"],
         "error": errors["after"],
         "residual_before": [r.residual_before for r in results],
