@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 __all__ = [
-    "AGREEMENT",
     "CachedResponse",
     "DifferentiatedResponse",
     "ModePiece",
@@ -52,7 +51,7 @@ log = logging.getLogger("lsr_hpc")
 Array = NDArray[np.float64]
 
 # Cached and differentiated residuals agree to rounding, or the residual is no function of the channels found.
-AGREEMENT = 1e-9
+_AGREEMENT = 1e-9
 # Directions contracted, rows rotated at once: bound the temporaries.
 _DIRECTIONS = 16
 _ROWS = 1024
@@ -393,7 +392,7 @@ def make_response(
     if not reason:
         cached = CachedResponse.of_directions(prepared, segments, v_local, rotation, av, r0)
         difference = _relative_difference(prepared, cached, differentiated, at, r0)
-        if difference <= AGREEMENT:
+        if difference <= _AGREEMENT:
             return cached
         reason = f"they miss the residual of the refined field by {difference:.1e}"
     if comm.rank == 0:

@@ -127,7 +127,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("cached", [True, False])
 def test_solution_is_that_of_a_dense_gauss_newton(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not cached:
-        monkeypatch.setattr("lsr_hpc.response.AGREEMENT", -1.0)
+        monkeypatch.setattr("lsr_hpc.response._AGREEMENT", -1.0)
     dense = DenseRiccati()
     rank = 8
     result = refine(ode(), settings=settings(rank, fraction=0.0, resolve_steps=40))
@@ -255,7 +255,7 @@ def test_memory_without_room_for_the_modes_takes_the_differentiated_way(
 @pytest.mark.parametrize("cached", [True, False])
 def test_frozen_parameters_stay(share: dict[str, Any], cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not cached:
-        monkeypatch.setattr("lsr_hpc.response.AGREEMENT", -1.0)
+        monkeypatch.setattr("lsr_hpc.response._AGREEMENT", -1.0)
     chosen = settings(16, basis="krylov")
     chosen = replace(chosen, subspace=replace(chosen.subspace, **share))
     one_shot = refine(ode(), settings=replace(chosen, solver=SolverSettings(resolve=False)))

@@ -60,6 +60,7 @@ class ConditionTransfer:
         side_points: int = 1000,
         width: int = 20,
         depth: int = 4,
+        stretch: float = 1.0,
         source: int = 0,
         seed: int = 7,
     ) -> ProblemFamily:
@@ -72,6 +73,7 @@ class ConditionTransfer:
             side_points: Points of each side condition, where these are random.
             width: Width of the hidden layers.
             depth: Number of hidden layers.
+            stretch: Factor on the z-scored inputs; more makes the tangent space richer.
             source: Number of the input function that the network was trained at, instance 0.
             seed: Seed of functions and points.
 
@@ -81,9 +83,9 @@ class ConditionTransfer:
         Raises:
             ArgumentError: If an argument is out of range, or the weights do not fit ``width`` and ``depth``.
         """
-        _check(points, side_points, width, depth, source, seed)
+        _check(points, side_points, width, depth, stretch, source, seed)
         check_range("targets", targets, 1, 10_000)
-        spec = self._network(width, depth)
+        spec = self._network(width, depth, stretch)
         model = trained(lambda: MLP(**spec.arguments), weights, f"width = {width}, depth = {depth}")
         draws = PointDraws(seed, self.stream, 0, points, side_points)
 
@@ -101,6 +103,7 @@ class ConditionTransfer:
         side_points: int = 200,
         width: int = 20,
         depth: int = 4,
+        stretch: float = 1.0,
         source: int = 0,
         seed: int = 7,
     ) -> TrainingTask:
@@ -112,6 +115,7 @@ class ConditionTransfer:
             side_points: Points of each side condition, where these are random.
             width: Width of the hidden layers.
             depth: Number of hidden layers.
+            stretch: Factor on the z-scored inputs; more makes the tangent space richer.
             source: Number of the input function.
             seed: Seed of functions and points.
 
@@ -121,15 +125,15 @@ class ConditionTransfer:
         Raises:
             ArgumentError: If an argument is out of range.
         """
-        _check(points, side_points, width, depth, source, seed)
+        _check(points, side_points, width, depth, stretch, source, seed)
         torch.manual_seed(settings.seed)
-        spec = self._network(width, depth)
+        spec = self._network(width, depth, stretch)
         draws = PointDraws(seed, self.stream + 2, 0, points, side_points)
         problem = self._problem(self.name, MLP(**spec.arguments), spec, source, draws)
         return TrainingTask.of(problem, settings)
 
-    def _network(self, width: int, depth: int) -> ModelSpec:
-        return Box((0.0,) * self.dimensions, (1.0,) * self.dimensions).network(width, depth)
+    def _network(self, width: int, depth: int, stretch: float) -> ModelSpec:
+        return Box((0.0,) * self.dimensions, (1.0,) * self.dimensions).network(width, depth, stretch)
 
     def _problem(self, name: str, model: MLP, spec: ModelSpec, number: int, draws: PointDraws) -> Problem:
         functions = self.functions(range(number, number + 1), draws.seed)
@@ -145,10 +149,13 @@ class ConditionTransfer:
         )
 
 
-def _check(points: int, side_points: int, width: int, depth: int, source: int, seed: int) -> None:
+def _check(
+    points: int, side_points: int, width: int, depth: int, stretch: float, source: int, seed: int
+) -> None:
     check_range("points", points, 2, 10**7)
     check_range("side_points", side_points, 1, 10**7)
     check_range("width", width, 1, 100_000)
     check_range("depth", depth, 1, 1000)
+    check_range("stretch", stretch, 1e-6, 1e6)
     check_range("source", source, 0, FIRST_TEST_FUNCTION - 1)
     check_seed(seed)

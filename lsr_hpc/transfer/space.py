@@ -29,7 +29,7 @@ from lsr_hpc.phases import Phases
 from lsr_hpc.plan import rss_bytes
 from lsr_hpc.prepare import PreparedProblem
 from lsr_hpc.problem import Problem, ResidualBlock, check_outputs, check_problem
-from lsr_hpc.response import AGREEMENT, CachedResponse, ModePiece
+from lsr_hpc.response import CachedResponse, ModePiece
 from lsr_hpc.result import Outcome, RefineResult
 from lsr_hpc.rows import FitAndHeld, LocalRows, RowSet, local_rows, partition, points_at_once
 from lsr_hpc.settings import parse_bytes
@@ -46,6 +46,8 @@ Array = NDArray[np.float64]
 
 # Shares of the directions whose solutions the held-out rows judge.
 _SHARES = (1 / 4, 1 / 2, 1)
+# Difference of the residuals of modes and refined field, over the latter, that is worth a note.
+_NOTEWORTHY = 1e-2
 # Numbers per row and direction beside the modes: A_c, and the copies of TSQR.
 _ROW_COPIES = 3
 
@@ -158,7 +160,7 @@ class TransferSpace:
                 for u in (source.model.field(), field)
             ]
         outcome, advice = _judge(found, source.settings.solver.resolve_steps)
-        if rank and not difference <= AGREEMENT * max(norms):
+        if rank and not difference <= _NOTEWORTHY * norms[2]:
             advice.append(
                 "the residual of the refined field differs from that of the modes by "
                 f"{difference * scale:.1e}: raise solver.cut"
