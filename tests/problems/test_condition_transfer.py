@@ -1,4 +1,4 @@
-"""Families of conditions of one network: shared points, own functions and solutions, training at the source."""
+"""Families of conditions of one network: shared points, own functions, training at the source."""
 
 from __future__ import annotations
 
