@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ from lsr_hpc.rows import FitAndHeld, points_at_once
 from lsr_hpc.solve import Solution
 from lsr_hpc.subspace.basis import Basis, captured_energy
 
-__all__ = ["certify", "check_basis", "field_error", "group_errors"]
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = ["certify", "check_basis", "field_error", "group_errors", "relative_error"]
 
 # Least-squares gradient in the subspace, relative to the start, above which the solve is reported as inexact.
 _INEXACT_GRADIENT = 1e-8
@@ -254,8 +257,12 @@ def _worst_errors(prepared: PreparedProblem, solution: Solution) -> dict[str, fl
     evaluation = prepared.problem.evaluation
     if evaluation is None or evaluation.groups == 1:
         return {}
+    device, size = prepared.model.device, _points_at_once(prepared)
     fields = {"worst_error_before": prepared.model.field(), "worst_error": _refined(prepared, solution.delta)}
-    return {name: float(group_errors(prepared, evaluation, field).max()) for name, field in fields.items()}
+    return {
+        name: float(group_errors(prepared.comm, evaluation, field, device, size).max())
+        for name, field in fields.items()
+    }
 
 
 def _refined(prepared: PreparedProblem, delta: NDArray[np.float64]) -> Field:
@@ -271,9 +278,11 @@ def _accuracies(prepared: PreparedProblem, solution: Solution) -> dict[str, floa
     def right(values: Tensor, reference: Tensor) -> Tensor:
         return (values.argmax(dim=1) == reference.argmax(dim=1)).double()[:, None]
 
+    device, size = prepared.model.device, _points_at_once(prepared)
     fields = {"accuracy_before": prepared.model.field(), "accuracy_after": _refined(prepared, solution.delta)}
     return {
-        name: float(_sums_by_group(prepared, evaluation, field, right, 1).sum()) / evaluation.n_points
+        name: float(_sums_by_group(prepared.comm, evaluation, field, device, size, right, 1).sum())
+        / evaluation.n_points
         for name, field in fields.items()
     }
 
@@ -291,16 +300,44 @@ def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field)
 
     Collective: each rank evaluates its share of the points; one sum.
     """
-    return float(group_errors(prepared, evaluation, field).mean())
+    return relative_error(prepared.comm, evaluation, field, prepared.model.device, _points_at_once(prepared))
 
 
-def group_errors(prepared: PreparedProblem, evaluation: Evaluation, field: Field) -> NDArray[np.float64]:
+def _points_at_once(prepared: PreparedProblem) -> int:
+    return points_at_once(max(p.numbers_per_point for p in prepared.fit_rows.probes))
+
+
+def relative_error(
+    comm: MPI.Comm, evaluation: Evaluation, field: Field, device: torch.device, size: int
+) -> float:
+    """The same over the ranks of any communicator.
+
+    Args:
+        comm: Communicator.
+        evaluation: Checked evaluation data.
+        field: The field.
+        device: Where it is evaluated.
+        size: Points to evaluate at once.
+
+    Returns:
+        The error, of several groups their mean; equal on all ranks.
+
+    Collective: each rank evaluates its share of the points; one sum.
+    """
+    return float(group_errors(comm, evaluation, field, device, size).mean())
+
+
+def group_errors(
+    comm: MPI.Comm, evaluation: Evaluation, field: Field, device: torch.device, size: int
+) -> NDArray[np.float64]:
     """Relative L2 error of a field in every group of evaluation points; absolute where the reference is zero.
 
     Args:
-        prepared: Says how many points to evaluate at once, and where.
+        comm: Communicator.
         evaluation: Checked evaluation data.
         field: The field.
+        device: Where it is evaluated.
+        size: Points to evaluate at once.
 
     Returns:
         Errors, shape (groups,), equal on all ranks.
@@ -312,23 +349,23 @@ def group_errors(prepared: PreparedProblem, evaluation: Evaluation, field: Field
         deviations = (values - reference, reference)
         return torch.stack([d.square().flatten(1).sum(dim=1) for d in deviations], dim=1)
 
-    difference, norm = np.sqrt(_sums_by_group(prepared, evaluation, field, squares, 2)).T
+    difference, norm = np.sqrt(_sums_by_group(comm, evaluation, field, device, size, squares, 2)).T
     errors: NDArray[np.float64] = np.divide(difference, norm, out=difference.copy(), where=norm > 0)
     return errors
 
 
 def _sums_by_group(
-    prepared: PreparedProblem,
+    comm: MPI.Comm,
     evaluation: Evaluation,
     field: Field,
+    device: torch.device,
+    size: int,
     measure: Callable[[Tensor, Tensor], Tensor],
     n_measures: int,
 ) -> NDArray[np.float64]:
     """Sums of measures (n, m) of n points over each group, shape (groups, m); some points at a time."""
-    device = prepared.model.device
     per_group = evaluation.n_points // evaluation.groups
-    lo, hi = even_ranges(evaluation.n_points, prepared.comm.size)[prepared.comm.rank]
-    size = points_at_once(max(p.numbers_per_point for p in prepared.fit_rows.probes))
+    lo, hi = even_ranges(evaluation.n_points, comm.size)[comm.rank]
     sums = np.zeros((evaluation.groups, n_measures))
     for first in range(lo, hi, size):
         inputs, reference = evaluation.take(slice(first, min(first + size, hi)))
@@ -336,7 +373,7 @@ def _sums_by_group(
             values = evaluation.judged(field(*(t.to(device) for t in inputs))).cpu()
         group = np.arange(first, first + len(reference)) // per_group
         np.add.at(sums, group, measure(values, reference).numpy())
-    total: NDArray[np.float64] = all_sum(prepared.comm, sums)
+    total: NDArray[np.float64] = all_sum(comm, sums)
     return total
 
 

@@ -29,7 +29,7 @@ from lsr_hpc.jacobian.probe import probe_block
 from lsr_hpc.problem import Field, ResidualBlock
 from lsr_hpc.rows import Segment
 
-__all__ = ["ChannelSegment", "NoChannels", "find_channels"]
+__all__ = ["ChannelSegment", "NoChannels", "find_channels", "survey_channels"]
 
 
 # Relative difference of two derivatives that is rounding.
@@ -62,6 +62,9 @@ class ChannelSegment:
         width: Number E of channel values per point.
         columns: For each use of the field in the residual, in order of evaluation: its columns among the E,
             and the shape of its value at one point.
+        places: Tensors at the points that the derivatives are taken at and along, each (n, ...).
+        derivatives: Each channel: numbers of ``places`` (inputs, then one tangent after another), and the
+            shape of its value at one point.
         rows: A segment whose "residual" is all channels, E rows per point, for products with their Jacobian;
             None where N is affine, so that the rows of the residual itself will do.
     """
@@ -69,6 +72,8 @@ class ChannelSegment:
     segment: Segment
     width: int
     columns: tuple[tuple[slice, tuple[int, ...]], ...]
+    places: tuple[Tensor, ...]
+    derivatives: tuple[tuple[tuple[tuple[int, ...], ...], tuple[int, ...]], ...]
     rows: Segment | None = None
 
     def residual(self, q: Tensor) -> Tensor:
@@ -104,18 +109,57 @@ class ChannelSegment:
         return torch.stack(gradients, dim=1).detach()
 
 
-def find_channels(segment: Segment, model: FunctionalModel) -> ChannelSegment:
+def find_channels(
+    segment: Segment, model: FunctionalModel, *, of_linear_rows: bool = False
+) -> ChannelSegment:
     """Evaluate a residual once to see what it takes of the field.
 
     Args:
         segment: Points of one block.
         model: The network.
+        of_linear_rows: Whether ``rows`` are wanted even where N is affine.
 
     Returns:
         The channels.
 
     Raises:
         NoChannels: If the residual differentiates in another way, or elsewhere than at its points.
+    """
+    whole = survey_channels(segment, model)
+    if not of_linear_rows and _is_linear(whole):
+        return whole
+
+    def channels(u: Field, *tensors: Tensor) -> Tensor:
+        n = len(tensors[0])
+        return torch.cat(
+            [
+                _derivative(u, [tuple(tensors[i] for i in part) for part in parts]).reshape(n, -1)
+                for parts, _ in whole.derivatives
+            ],
+            dim=1,
+        )
+
+    points, *data = whole.places
+    block = ResidualBlock(name=segment.block.name, residual=channels, points=points, data=tuple(data))
+    try:
+        probe = probe_block(block, model)
+    except JobError as error:
+        raise NoChannels(str(error)) from error
+    return replace(whole, rows=Segment(block, probe, (points, *data), 1.0))
+
+
+def survey_channels(segment: Segment, model: FunctionalModel) -> ChannelSegment:
+    """The same without the rows that products with the Jacobian of the channels need.
+
+    Args:
+        segment: Points of one block.
+        model: The network.
+
+    Returns:
+        The channels, ``rows`` being None.
+
+    Raises:
+        NoChannels: As of :func:`find_channels`.
     """
     survey = _Survey(model, segment)
     try:
@@ -130,28 +174,13 @@ def find_channels(segment: Segment, model: FunctionalModel) -> ChannelSegment:
     found = list(dict.fromkeys(survey.uses))
     ends = torch.tensor([prod(channel.shape) for channel in found]).cumsum(0).tolist()
     where = {c: slice(end - prod(c.shape), end) for c, end in zip(found, ends, strict=True)}
-
-    def channels(u: Field, *tensors: Tensor) -> Tensor:
-        n = len(tensors[0])
-        return torch.cat(
-            [
-                _derivative(u, [tuple(tensors[i] for i in part) for part in channel.parts]).reshape(n, -1)
-                for channel in found
-            ],
-            dim=1,
-        )
-
-    columns = tuple((where[channel], channel.shape) for channel in survey.uses)
-    whole = ChannelSegment(segment, ends[-1], columns)
-    if _is_linear(whole):
-        return whole
-    points, *data = survey.tensors
-    block = ResidualBlock(name=segment.block.name, residual=channels, points=points, data=tuple(data))
-    try:
-        probe = probe_block(block, model)
-    except JobError as error:
-        raise NoChannels(str(error)) from error
-    return replace(whole, rows=Segment(block, probe, (points, *data), 1.0))
+    return ChannelSegment(
+        segment,
+        ends[-1],
+        tuple((where[channel], channel.shape) for channel in survey.uses),
+        tuple(survey.tensors),
+        tuple((channel.parts, channel.shape) for channel in found),
+    )
 
 
 def _is_linear(segment: ChannelSegment) -> bool:

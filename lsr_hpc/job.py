@@ -26,6 +26,7 @@ from lsr_hpc.settings import (
     SolverSettings,
     SubspaceSettings,
     TrainingSettings,
+    TransferSettings,
 )
 from lsr_hpc.settings_campaign import CampaignSettings, with_values
 from lsr_hpc.settings_slurm import SlurmSettings
@@ -102,6 +103,8 @@ class Job:
         compute: See :class:`~lsr_hpc.settings.ComputeSettings`.
         iterate: See :class:`~lsr_hpc.settings.IterateSettings`; used by ``lsr-hpc run``. A job without it is
             one shot for ``submit``.
+        transfer: See :class:`~lsr_hpc.settings.TransferSettings`; with it ``lsr-hpc refine`` solves all
+            conditions of a family in the tangent space of one network.
         run: See :class:`~lsr_hpc.settings.RunSettings`.
         slurm: See :class:`~lsr_hpc.settings_slurm.SlurmSettings`; used by ``lsr-hpc submit``.
         train: How the start was trained, or None.
@@ -115,6 +118,7 @@ class Job:
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     iterate: IterateSettings | None = None
+    transfer: TransferSettings | None = None
     run: RunSettings = field(default_factory=RunSettings)
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     train: TrainSettings | None = None
@@ -127,6 +131,8 @@ class Job:
                 f'name = {self.name!r}: use up to 100 letters, digits, ".", "_" and "-", not starting with '
                 '"."; without a name in the job file, that of the file is taken'
             )
+        if self.transfer is not None:
+            _check_transfer(self)
 
     @property
     def refine_settings(self) -> RefineSettings:
@@ -143,6 +149,27 @@ class Job:
     def as_toml(self) -> str:
         """The fully resolved job as a job file."""
         return dump_toml(asdict(self))
+
+
+def _check_transfer(job: Job) -> None:
+    """Refuse what does not go together with a transfer, all of it at once."""
+    assert job.transfer is not None
+    mistakes = [
+        f"[{name}] and [transfer] do not go together: take one of the sections out"
+        for name, section in (("iterate", job.iterate), ("campaign", job.campaign))
+        if section is not None
+    ]
+    if job.problem.instance is not None:
+        mistakes.append(
+            f"problem.instance = {job.problem.instance}: [transfer] needs all conditions of the family; take "
+            "it out, and name the instance to `lsr-hpc predict`"
+        )
+    if job.solver.space == "full":
+        mistakes.append('solver.space = "full": [transfer] needs the modes of a subspace, set "subspace"')
+    if job.solver.type != "tsqr":
+        mistakes.append(f'solver.type = {job.solver.type!r}: [transfer] solves by "tsqr" alone')
+    if mistakes:
+        raise JobError(*mistakes)
 
 
 def check_instance(instance: int, name: str, n_instances: int) -> None:

@@ -15,7 +15,7 @@ __all__ = ["job_template"]
 
 _WIDTH = 100
 # Sections that change what commands do by being there at all.
-_OPTIONAL = ("iterate", "campaign")
+_OPTIONAL = ("iterate", "transfer", "campaign")
 _TRAINING_STEPS = 2000
 
 

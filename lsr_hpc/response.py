@@ -13,8 +13,9 @@ differentiation of the refined field, where the residual has no channels or Phi 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +33,18 @@ from lsr_hpc.jacobian.restricted import RestrictedJacobian
 from lsr_hpc.prepare import PreparedProblem
 from lsr_hpc.rows import FitAndHeld, LocalRows, even_tiles
 
-__all__ = ["CachedResponse", "DifferentiatedResponse", "Response", "make_response"]
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = [
+    "CachedResponse",
+    "DifferentiatedResponse",
+    "ModePiece",
+    "Response",
+    "channel_modes",
+    "make_response",
+    "room_for_modes",
+]
 
 log = logging.getLogger("lsr_hpc")
 
@@ -143,51 +155,68 @@ class CachedResponse:
     """From response modes that are computed once.
 
     Args:
-        prepared: The prepared problem.
-        segments: Channels of the fitted rows of this rank, and behind them of the held-out ones.
-        v_local: Directions, shape (k, P_local).
-        rotation: Orthonormal columns, shape (k, l).
-        av: Rows of J V, the modes of rows that are linear in u.
-        r0: Residual at the start.
-
-    Collective: one block product of k columns with the channels.
+        comm: Communicator over whose ranks the rows are cut.
+        device: Where the modes live.
+        pieces: Modes of the fitted rows of this rank, and behind them of the held-out ones.
+        n_fit: Fitted rows of this rank.
     """
 
     in_words = "from cached response modes"
 
-    def __init__(
-        self,
+    def __init__(self, comm: MPI.Comm, device: torch.device, pieces: Sequence[ModePiece], n_fit: int) -> None:
+        self._comm = comm
+        self._device = device
+        self._pieces = pieces
+        self._n_fit = n_fit
+        self._n_rows = sum(piece.n_rows for piece in pieces)
+
+    @classmethod
+    def of_directions(
+        cls,
         prepared: PreparedProblem,
         segments: list[ChannelSegment],
         v_local: Array,
         rotation: Array,
         av: FitAndHeld,
         r0: FitAndHeld,
-    ) -> None:
-        self._comm = prepared.comm
-        self._device = prepared.model.device
-        self._n_fit = prepared.fit.n_rows
-        self._n_rows = prepared.fit.n_rows + prepared.held.n_rows
-        q0, modes = _curved_modes(prepared, segments, v_local, rotation)
-        self._pieces: list[_Piece] = []
+    ) -> CachedResponse:
+        """Compute the modes of directions.
+
+        Args:
+            prepared: The prepared problem.
+            segments: Channels of the fitted rows of this rank, and behind them of the held-out ones.
+            v_local: Directions, shape (k, P_local).
+            rotation: Orthonormal columns, shape (k, l).
+            av: Rows of J V, the modes of rows that are linear in u.
+            r0: Residual at the start.
+
+        Returns:
+            The response.
+
+        Collective: one block product of k columns with the channels.
+        """
+        device, n_fit = prepared.model.device, prepared.fit.n_rows
+        q0, modes = channel_modes(prepared, segments, v_local, rotation)
+        pieces: list[ModePiece] = []
         row = value = 0
         for segment in segments:
             n = segment.segment.n_points
             rows = slice(row, row + segment.segment.n_rows)
             row = rows.stop
             if segment.rows is None:
-                first = 0 if rows.stop <= self._n_fit else self._n_fit
+                first = 0 if rows.stop <= n_fit else n_fit
                 own, start = (av.fit, r0.fit) if first == 0 else (av.held, r0.held)
                 there = slice(rows.start - first, rows.stop - first)
-                turned = torch.from_numpy(rotation.T @ own[:, there]).to(self._device)
-                at_start = torch.from_numpy(start[there]).to(self._device)
-                self._pieces.append(_Piece(None, rows, at_start.view(n, -1), turned.view(len(turned), n, -1)))
+                turned = torch.from_numpy(rotation.T @ own[:, there]).to(device)
+                at_start = torch.from_numpy(start[there]).to(device)
+                pieces.append(ModePiece(None, rows, at_start.view(n, -1), turned.view(len(turned), n, -1)))
             else:
                 there = slice(value, value + n * segment.width)
                 value = there.stop
-                self._pieces.append(
-                    _Piece(segment, rows, q0[there].view(n, -1), modes[:, there].view(len(modes), n, -1))
+                pieces.append(
+                    ModePiece(segment, rows, q0[there].view(n, -1), modes[:, there].view(len(modes), n, -1))
                 )
+        return cls(prepared.comm, device, pieces, n_fit)
 
     def residual(self, c: Array) -> FitAndHeld:
         """F(c).
@@ -241,7 +270,7 @@ class CachedResponse:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class ModePiece:
     """Modes of a segment: of its channels, or of the rows themselves where these are linear in u.
 
     Attributes:
@@ -256,16 +285,33 @@ class _Piece:
     q0: Tensor
     modes: Tensor
 
+    @property
+    def n_rows(self) -> int:
+        """Residual rows."""
+        return int(self.rows.stop - self.rows.start)
+
     def at(self, c: Tensor) -> Tensor:
         """Channels at some coefficients, shape (n, E)."""
         change: Tensor = torch.tensordot(c, self.modes[: len(c)], dims=1)
         return self.q0 + change
 
 
-def _curved_modes(
-    prepared: PreparedProblem, segments: list[ChannelSegment], v_local: Array, rotation: Array
+def channel_modes(
+    prepared: PreparedProblem, segments: Sequence[ChannelSegment], v_local: Array, rotation: Array
 ) -> tuple[Tensor, Tensor]:
-    """Channels of the start, and of the turned directions, where rows are not linear in u, in order."""
+    """Channels of the start, and of turned directions, in the segments that have ``rows``.
+
+    Args:
+        prepared: The prepared problem.
+        segments: Channels of this rank's points; those without ``rows`` are passed over.
+        v_local: Directions, shape (k, P_local).
+        rotation: Orthonormal columns, shape (k, l).
+
+    Returns:
+        q0, shape (values,), and Phi, shape (l, values): segment by segment, E values per point.
+
+    Collective: one block product of k columns with the channels.
+    """
     comm, model, plan = prepared.comm, prepared.model, prepared.plan
     curved = tuple(s.rows for s in segments if s.rows is not None)
     n_values = sum(rows.n_rows for rows in curved)
@@ -282,7 +328,7 @@ def _curved_modes(
             )
         else:
             held = sum(structures[s.block.name].numbers_per_point * s.n_points for s in rows.segments)
-            room = _room(prepared) - 8 * (len(v_local) + 1) * n_values
+            room = room_for_modes(prepared) - 8 * (len(v_local) + 1) * n_values
             found = FactoredJacobian(
                 model, rows, structures, tile_bytes=plan.tile_bytes, hold=8 * held <= room
             )
@@ -302,8 +348,8 @@ def _numbers(segment: ChannelSegment) -> int:
     return segment.segment.n_rows if segment.rows is None else segment.rows.n_rows
 
 
-def _room(prepared: PreparedProblem) -> int:
-    """Memory that the plan has not given away, in bytes."""
+def room_for_modes(prepared: PreparedProblem) -> int:
+    """Memory that the plan has not given away, in bytes, may be negative."""
     return prepared.plan.budget_bytes - prepared.plan.total_bytes
 
 
@@ -339,12 +385,12 @@ def make_response(
     found = agree(comm, survey)
     segments, reason = ([], found) if isinstance(found, str) else (found, "")
     n_values = max(comm.allgather(sum(_numbers(s) for s in segments)))
-    needed, room = 8 * (len(v_local) + 1) * n_values, _room(prepared)
+    needed, room = 8 * (len(v_local) + 1) * n_values, room_for_modes(prepared)
     if needed > room:
         reason = f"they need {needed / 2**20:.0f} MiB per rank, and {room / 2**20:.0f} MiB are left"
     reason = next((r for r in comm.allgather(reason) if r), "")
     if not reason:
-        cached = CachedResponse(prepared, segments, v_local, rotation, av, r0)
+        cached = CachedResponse.of_directions(prepared, segments, v_local, rotation, av, r0)
         difference = _relative_difference(prepared, cached, differentiated, at, r0)
         if difference <= _AGREEMENT:
             return cached

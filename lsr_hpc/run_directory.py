@@ -32,7 +32,7 @@ from lsr_hpc.versions import versions
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FinishedRun", "RunDirectory"]
+__all__ = ["FinishedRun", "RunDirectory", "theta0_digest"]
 
 _METRICS = "metrics.jsonl"
 
@@ -96,7 +96,23 @@ class RunDirectory:
         Raises:
             EnvironmentProblem: If writing fails.
         """
-        line = json.dumps({"event": "refined", "instance": instance, **result.as_json()}, allow_nan=False)
+        self._append({"event": "refined", "instance": instance, **result.as_json()})
+        self._is_worth_keeping = True
+
+    def add_failure(self, instance: int, cause: str) -> None:
+        """Append an instance that could not be solved to ``metrics.jsonl``.
+
+        Args:
+            instance: Its number.
+            cause: Why.
+
+        Raises:
+            EnvironmentProblem: If writing fails.
+        """
+        self._append({"event": "failed", "instance": instance, "cause": cause})
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        line = json.dumps(event, allow_nan=False)
         with (
             _writing(self._pending.path),
             (self._pending.path / _METRICS).open("a", encoding="utf-8") as file,
@@ -104,7 +120,11 @@ class RunDirectory:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._is_worth_keeping = True
+
+    @property
+    def path(self) -> Path:
+        """Where the directory is being filled."""
+        return self._pending.path
 
     def add_fields(self, instance: int, kept: Mapping[str, Tensor]) -> None:
         """Write the errors of an instance at some evaluation points.
@@ -140,11 +160,23 @@ class RunDirectory:
         Raises:
             EnvironmentProblem: If writing or renaming fails; what there is stays under the temporary name.
         """
+        self.publish(_result_json(run), run.predictors)
+
+    def publish(self, content: Mapping[str, Any], predictors: Sequence[RefinedPredictor]) -> None:
+        """The same with a ``result.json`` of the caller's.
+
+        Args:
+            content: Of ``result.json``.
+            predictors: One predictor per instance.
+
+        Raises:
+            EnvironmentProblem: If writing or renaming fails; what there is stays under the temporary name.
+        """
         target = self._pending.path
         with _writing(target):
-            save_predictors(target / "predictor", run.predictors)
-            content = json.dumps(_result_json(run), indent=1, allow_nan=False)
-            (target / RUN_MARKER).write_text(content + "\n", encoding="utf-8")
+            save_predictors(target / "predictor", predictors)
+            text = json.dumps(content, indent=1, allow_nan=False)
+            (target / RUN_MARKER).write_text(text + "\n", encoding="utf-8")
             seal(target)
         self._pending.publish()
 
@@ -186,7 +218,7 @@ def _result_json(run: FinishedRun) -> dict[str, Any]:
         "jacobian": first.jacobian,
         "solver": job.solver.type,
         "dtype": "float64",
-        "theta0_sha256": _theta0_digest(predictors[0]),
+        "theta0_sha256": theta0_digest(predictors[0]),
     }
     if len(results) == 1:
         content |= {k: v for k, v in first.as_json().items() if k != "problem"}
@@ -208,7 +240,7 @@ def _result_json(run: FinishedRun) -> dict[str, Any]:
             "instances": [
                 {
                     **r.as_json(),
-                    "theta0_sha256": _theta0_digest(p),
+                    "theta0_sha256": theta0_digest(p),
                     "basis": content["basis"],
                     "solver": content["solver"],
                     "dtype": content["dtype"],
@@ -227,7 +259,8 @@ def _result_json(run: FinishedRun) -> dict[str, Any]:
     return content
 
 
-def _theta0_digest(predictor: RefinedPredictor) -> str:
+def theta0_digest(predictor: RefinedPredictor) -> str:
+    """SHA-256 of the trained parameters of a predictor."""
     return digest(predictor.layout.read(predictor.network))
 
 

@@ -20,9 +20,17 @@ from lsr_hpc.least_squares.selection import ScanEntry, choose_rank, scan_grid, s
 from lsr_hpc.prepare import PreparedProblem
 from lsr_hpc.result import Outcome
 from lsr_hpc.rows import SMALLEST_SPLIT_BLOCK, FitAndHeld
+from lsr_hpc.settings import SolverSettings
 from lsr_hpc.subspace.basis import Basis
 
-__all__ = ["Solution", "falls_no_more", "shares_objective", "solve_full_space", "solve_in_subspace"]
+__all__ = [
+    "Solution",
+    "falls_no_more",
+    "shares_objective",
+    "singular_cut",
+    "solve_full_space",
+    "solve_in_subspace",
+]
 
 Array = NDArray[np.float64]
 
@@ -126,7 +134,7 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
     held = reduce_rows(comm, av.held, r0.held, n_held) if n_held else None
 
     # Singular directions of J V, largest first: leading ranks are then truncated singular value solutions.
-    cut = _DEFAULT_CUT if options.cut is None else options.cut
+    cut = singular_cut(options)
     rotation, singular_values = on_first(comm, lambda: train.singular_directions(cut))
     train, held = train.rotated(rotation), held.rotated(rotation) if held is not None else None
     n_cut = basis.rank - rotation.shape[1]
@@ -183,6 +191,11 @@ def solve_in_subspace(prepared: PreparedProblem, basis: Basis, av: FitAndHeld, r
         "no rank lowers the held-out residual by more than chance, so the start is kept: use more rows, "
         "another basis, or a residual that the network can still reduce",
     )
+
+
+def singular_cut(settings: SolverSettings) -> float:
+    """Share of the largest singular value of J V at and below which directions are left out."""
+    return _DEFAULT_CUT if settings.cut is None else settings.cut
 
 
 def falls_no_more(prepared: PreparedProblem, av: FitAndHeld, r0: FitAndHeld) -> bool:

@@ -29,6 +29,8 @@ def uncommented(text: str) -> str:
     """Every setting that has a default, no longer in a comment."""
     names = "|".join(s.name for section in sections().values() for s in settings_of(section))
     text = text.partition("# Section [campaign]")[0]
+    # It does not go together with [iterate].
+    text = re.sub(r"# Section \[transfer\].*?(?=# Section )", "", text, flags=re.DOTALL)
     return re.sub(rf"^# ((?:{names}) = .*|\[iterate\])$", r"\1", text, flags=re.MULTILINE)
 
 

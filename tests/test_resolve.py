@@ -118,7 +118,8 @@ def gauss_newton(dense: DenseRiccati, v: Array) -> Array:
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps until nothing falls any more, to compare with a solution that is exact to rounding."""
-    monkeypatch.setattr("lsr_hpc.resolve._SMALL_FALL", 0.0)
+    monkeypatch.setattr("lsr_hpc.gauss_newton._SMALL_FALL", 0.0)
+    monkeypatch.setattr("lsr_hpc.resolve._SMALL_EXCESS", 0.0)
     monkeypatch.setattr("lsr_hpc.resolve._SHARES", (1.0,))
 
 
@@ -242,7 +243,7 @@ def test_memory_without_room_for_the_modes_takes_the_differentiated_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plenty = refine(ode(), settings=settings(basis="krylov"))
-    monkeypatch.setattr("lsr_hpc.response._room", lambda prepared: 1000)
+    monkeypatch.setattr("lsr_hpc.response.room_for_modes", lambda prepared: 1000)
     result = refine(ode(), settings=settings(basis="krylov"))
 
     assert "automatic differentiation" in result.detail["solve"]

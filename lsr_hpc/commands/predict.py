@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
         raise JobError(
             f"--output {options.output}: a table holds one instance, add --instance I, or use .npy"
         )
+    if instance is not None:
+        _require_solved(options.run, instance)
     model_of = _own_models(options.run, n_instances) if manifest["architecture"] is None else None
     if instance is None:
         predictors = load_predictors(directory, model_of)
@@ -69,6 +71,23 @@ def run(options: argparse.Namespace) -> int:
         raise EnvironmentProblem(f"--output {options.output} cannot be written: {error.strerror}") from error
     say(f"{options.output}: shape {tuple(values.shape)}")
     return int(ExitCode.DONE)
+
+
+def _require_solved(run: Path, instance: int) -> None:
+    """Refuse a condition that a transfer could not solve; its predictor is NaN."""
+    import json
+
+    from lsr_hpc.publish import RUN_MARKER
+
+    if not (run / RUN_MARKER).is_file():
+        return
+    result = json.loads((run / RUN_MARKER).read_text(encoding="utf-8"))
+    for failed in result.get("transfer", {}).get("failed", []):
+        if failed["instance"] == instance:
+            raise JobError(
+                f"--instance {instance} could not be solved: {failed['cause']}; name another one, or refine "
+                "again"
+            )
 
 
 @contextmanager

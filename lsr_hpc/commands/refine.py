@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsr_hpc.build import build_problem
+from lsr_hpc.commands.transfer import check_conditions, transfer_family
 from lsr_hpc.console import log_level, say
 from lsr_hpc.errors import EnvironmentProblem, ExitCode, JobError, LsrError
 from lsr_hpc.job import Job, load_job
@@ -112,6 +113,8 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
     logger.setLevel(logging.ERROR if comm.rank else log_level(options))
     logger.addFilter(_FirstTime())
     family = agree(comm, lambda: build_problem(job))
+    if job.transfer is not None:
+        agree(comm, lambda: check_conditions(job, family))
     if options.dry_run:
         from lsr_hpc.commands.dry_run import print_plan
 
@@ -124,16 +127,19 @@ def _run(options: argparse.Namespace, comm: MPI.Comm) -> int:
     directory = agree(comm, lambda: RunDirectory(out, job) if comm.rank == 0 else None)
     try:
         with listening(LiveProgress()) if comm.rank == 0 and not options.quiet else nullcontext():
-            refine_family(
-                job,
-                family,
-                comm,
-                out,
-                threads,
-                directory,
-                quiet=options.quiet,
-                verbose=options.verbose,
-            )
+            if job.transfer is not None:
+                transfer_family(job, family, comm, out, threads, directory, quiet=options.quiet)
+            else:
+                refine_family(
+                    job,
+                    family,
+                    comm,
+                    out,
+                    threads,
+                    directory,
+                    quiet=options.quiet,
+                    verbose=options.verbose,
+                )
     except BaseException as error:
         if directory is not None:
             directory.abandon(error)

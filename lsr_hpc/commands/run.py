@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lsr_hpc.console import log_level, say
-from lsr_hpc.errors import ExitCode
+from lsr_hpc.errors import ExitCode, JobError
 from lsr_hpc.job import Job, load_job
 from lsr_hpc.pipeline.launch import choose_launcher
 from lsr_hpc.pipeline.layout import RunLayout
@@ -22,10 +22,18 @@ def run(options: argparse.Namespace) -> int:
 
     Returns:
         Exit code.
+
+    Raises:
+        JobError: If the job is wrong, or none of rounds.
     """
     from lsr_hpc.pipeline.start import start
 
     job = load_job(options.job, [*options.overrides, *_ranks(options)], options.preset)
+    if job.transfer is not None:
+        raise JobError(
+            f"{options.job} has a section [transfer], which has no rounds: use `lsr-hpc refine`, or take the "
+            "section out"
+        )
     out: Path = options.out or Path("runs") / job.name
     if options.dry_run:
         return _print_plan(job, out)

@@ -71,6 +71,14 @@ PROBLEMS = {
         ShippedProblem("helmholtz", "physics-informed network for u_xx + u_yy + u = g on a square"),
         ShippedProblem("poisson", "physics-informed network for u_xx + u_yy = s on the unit square"),
         ShippedProblem("reaction", "physics-informed network for u_t = 5 u (1 - u), periodic in x"),
+        ShippedProblem(
+            "transfer_burgers", "network for viscous Burgers at one initial value, for transfer to others"
+        ),
+        ShippedProblem(
+            "transfer_diffusion_reaction",
+            "network for u_t = 0.01 u_xx + 0.01 u^2 + h at one h, for transfer to others",
+        ),
+        ShippedProblem("transfer_ode", "network for s' = h at one h, for transfer to others"),
         ShippedProblem("wave", "physics-informed network for u_tt = 4 u_xx between fixed ends"),
     ]
 }

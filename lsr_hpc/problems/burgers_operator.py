@@ -26,7 +26,16 @@ from lsr_hpc.problems.burgers_reference import burgers_spectrum, sum_of_waves
 from lsr_hpc.problems.operator_learning import OperatorProblem, PointDraws
 from lsr_hpc.sampling import gaussian_rows
 
-__all__ = ["VISCOSITY", "advection", "build", "initial_values", "reference", "training_task"]
+__all__ = [
+    "VISCOSITY",
+    "Starts",
+    "advection",
+    "build",
+    "initial_values",
+    "reference",
+    "residual_blocks",
+    "training_task",
+]
 
 Array = NDArray[np.float64]
 VISCOSITY = 0.01
@@ -103,20 +112,36 @@ def _periodic_slope(u: Field, right: Tensor, left: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Starts:
-    """Initial functions with their solutions."""
+class Starts:
+    """Initial functions with their solutions.
+
+    Attributes:
+        numbers: Global numbers of the functions.
+        seed: Seed of the draws.
+    """
 
     numbers: range
     seed: int
 
     def at(self, x: Array) -> Array:
+        """Values at places (n,), shape (i, n)."""
         return initial_values(self.numbers, self.seed, x)
 
     def solutions(self) -> Array:
+        """Solutions at the times and places of the evaluation grid, shape (i, 101, 101)."""
         return reference(self.numbers, self.seed)
 
 
-def _blocks(starts: _Starts, draws: PointDraws) -> list[ResidualBlock]:
+def residual_blocks(starts: Starts, draws: PointDraws) -> list[ResidualBlock]:
+    """Equation, initial and periodic conditions of some functions.
+
+    Args:
+        starts: The initial functions.
+        draws: Source of points.
+
+    Returns:
+        Blocks ``initial``, ``periodic``, ``periodic_slope`` and ``pde``.
+    """
     start = torch.from_numpy(np.stack([np.zeros_like(SENSORS), SENSORS], axis=1))
     [t] = draws.sides(1)
     right, left = (torch.cat([t, torch.full_like(t, side)], dim=1) for side in (1.0, 0.0))
@@ -138,8 +163,8 @@ _PROBLEM = OperatorProblem(
     name="burgers_operator",
     sensors=SENSORS,
     modified=True,
-    functions=_Starts,
+    functions=Starts,
     stream=62,
-    blocks=_blocks,
+    blocks=residual_blocks,
 )
 build, training_task = _PROBLEM.build, _PROBLEM.training_task

@@ -27,7 +27,7 @@ from lsr_hpc.problems.exponential_steps import etdrk4
 from lsr_hpc.problems.gaussian_process import InputProcess, InterpolatedProcess
 from lsr_hpc.problems.operator_learning import AXIS, OperatorProblem, PointDraws
 
-__all__ = ["balance", "build", "reference", "training_task"]
+__all__ = ["Sources", "balance", "build", "reference", "residual_blocks", "training_task"]
 
 Array = NDArray[np.float64]
 DIFFUSION = 0.01
@@ -94,14 +94,24 @@ def _zero(u: Field, y: Tensor) -> Tensor:
     return value
 
 
-class _Sources(InterpolatedProcess):
+class Sources(InterpolatedProcess):
     """Functions h with their solutions."""
 
     def solutions(self) -> Array:
+        """Solutions at the times and places of the evaluation grid, shape (i, 101, 101)."""
         return reference(self)
 
 
-def _blocks(sources: _Sources, draws: PointDraws) -> list[ResidualBlock]:
+def residual_blocks(sources: Sources, draws: PointDraws) -> list[ResidualBlock]:
+    """Equation and side conditions of some functions.
+
+    Args:
+        sources: The functions h.
+        draws: Source of points.
+
+    Returns:
+        Blocks ``sides`` and ``pde``.
+    """
     y = draws.interior()
     x0, t_left, t_right = draws.sides(3)
     zero = torch.zeros_like(x0)
@@ -117,8 +127,8 @@ _PROBLEM = OperatorProblem(
     name="diffusion_reaction",
     sensors=np.linspace(0.0, 1.0, 100),
     modified=False,
-    functions=_Sources,
+    functions=Sources,
     stream=121,
-    blocks=_blocks,
+    blocks=residual_blocks,
 )
 build, training_task = _PROBLEM.build, _PROBLEM.training_task

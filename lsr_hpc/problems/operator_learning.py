@@ -33,6 +33,7 @@ __all__ = [
     "PointDraws",
     "check_operator",
     "column",
+    "evaluation_grid",
     "instance_problem",
     "mean_error",
     "operator_arguments",
@@ -277,7 +278,7 @@ class OperatorProblem:
                 arguments,
                 torch.from_numpy(functions.at(self.sensors)[0]),
                 self.blocks(functions, PointDraws(seed, self.stream, i, points, side_points)),
-                Evaluation(inputs=(_grid(),), reference=column(functions.solutions().ravel())),
+                Evaluation(inputs=(evaluation_grid(),), reference=column(functions.solutions().ravel())),
             )
 
         return ProblemFamily(name=self.name, n_instances=instances, instance=instance)
@@ -346,12 +347,12 @@ class OperatorProblem:
         unseen = self.functions(unseen_in_training(test_functions), seed)
         h_test, u_test = (torch.from_numpy(v) for v in (unseen.at(self.sensors), unseen.solutions()))
         return TrainingTask(
-            model=model, loss=loss, error=mean_error(model, h_test, _grid(), u_test.flatten(1))
+            model=model, loss=loss, error=mean_error(model, h_test, evaluation_grid(), u_test.flatten(1))
         )
 
 
-def _grid() -> Tensor:
-    """The 101 x 101 points (t, x) of the solutions, time by time."""
+def evaluation_grid() -> Tensor:
+    """The 101 x 101 points (t, x) of the solutions, time by time, shape (10201, 2)."""
     axis = torch.from_numpy(AXIS)
     return torch.cartesian_prod(axis, axis)
 

@@ -197,6 +197,8 @@ def _refinements_of(directory: Path, result: Mapping[str, Any]) -> list[Instance
             seconds_by_phase={k: v for k, v in entry["seconds"].items() if k not in {"total", "products"}},
         )
         for i, entry in enumerate(result.get("instances", [result]))
+        # A condition that a transfer could not solve has no figures.
+        if entry["outcome"] != "failed"
     ]
 
 

@@ -11,6 +11,7 @@ from lsr_hpc.settings.refine import (
 )
 from lsr_hpc.settings.run import RunSettings
 from lsr_hpc.settings.training import TrainingSettings
+from lsr_hpc.settings.transfer import TransferSettings
 
 __all__ = [
     "ComputeSettings",
@@ -21,5 +22,6 @@ __all__ = [
     "SolverSettings",
     "SubspaceSettings",
     "TrainingSettings",
+    "TransferSettings",
     "parse_bytes",
 ]

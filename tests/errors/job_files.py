@@ -130,6 +130,32 @@ CASES = [
         says='job.toml:3: iterate.precision = "float32" is for "lbfgs" and "adam": tangent steps are solved in float64',
     ),
     Case(
+        what="a transfer of no ranks, from an instance below the first",
+        job=A + "[transfer]\nranks_per_target = 0\nsource = -1\n",
+        says="job.toml has 2 mistakes:\n  job.toml:3: transfer.ranks_per_target = 0: must be at least 1 and below 2147483648\n  job.toml:4: transfer.source = -1: must be at least 0 and below 2147483648",
+    ),
+    Case(
+        what="a transfer in rounds",
+        job=A + "[transfer]\n[iterate]\nrounds = 2\n",
+        says="job.toml:3: [iterate] and [transfer] do not go together: take one of the sections out",
+    ),
+    Case(
+        what="a transfer of one condition",
+        job='[problem]\nfunction = "antiderivative"\ninstance = 3\n[transfer]\n',
+        says="job.toml:3: problem.instance = 3: [transfer] needs all conditions of the family; take it out, and name the instance to `lsr-hpc predict`",
+    ),
+    Case(
+        what="a transfer by LSQR",
+        job=A + '[transfer]\n[solver]\ntype = "lsqr"\n',
+        says="job.toml:4: solver.type = 'lsqr': [transfer] solves by \"tsqr\" alone",
+    ),
+    Case(
+        what="rounds of a transfer",
+        argv="run job.toml --out out",
+        job=A + "[transfer]\n",
+        says="job.toml has a section [transfer], which has no rounds: use `lsr-hpc refine`, or take the section out",
+    ),
+    Case(
         what="two ranks without a launcher",
         argv="run job.toml --out out",
         job=A + '[run]\nlauncher = "local"\nranks = 2\n',

@@ -120,6 +120,29 @@ FUNCTIONS = [
         says="problem.instance = 4: 'two' has instances 0 to 1 (problem.args)",
     ),
     Case(
+        what="a transfer to conditions that are not there",
+        job=job("mine.py:build", "[transfer]\n"),
+        says="[transfer] needs a family of several conditions, 'mine' has one: return a ProblemFamily with the source and its targets, or take the section out",
+    ),
+    Case(
+        what="a transfer from a condition that is not there",
+        job=job("mine.py:build", "[transfer]\nsource = 4\n"),
+        build=FAMILY,
+        says="transfer.source = 4: 'two' has instances 0 to 1, name one of those",
+    ),
+    Case(
+        what="a transfer of a residual that differentiates in reverse mode",
+        job=job("mine.py:build", '[transfer]\n[compute]\npanels = "torch"\n'),
+        build="""\
+def reverse(u, x, y):
+    return torch.func.grad(lambda at: u(at).sum())(x) - y
+
+def build():
+    return ProblemFamily(name="two", n_instances=2, instance=lambda i: problem(residual=reverse))
+""",
+        says="residual block 'fit' cannot be transferred: the field is differentiated in reverse mode; write it with torch.func.jvp (lsr_hpc.derivatives) at its own points",
+    ),
+    Case(
         what="an instance that fails",
         build=FAMILY.replace("problem(data=(y + i,))", "[][i]"),
         says="problem.function = 'HERE/mine.py:build': instance(0) of its family failed at HERE/mine.py:20: IndexError: list index out of range",

@@ -195,6 +195,17 @@ def test_data_burgers_small(lsr, tmp_path):
     assert result["error"]["after"] <= 4e-3
 
 
+def test_transfer_ode_small(lsr, tmp_path):
+    """Published: a mean of 9.68e-8, of such a network and rank, over 100 forcings of another draw."""
+    result = refine(lsr, tmp_path / "run", "jobs/transfer_ode.toml", "--preset", "small")
+    assert (result["params"], result["rows"], len(result["instances"])) == (1_321, 1_001, 21)
+    assert result["transfer"]["failed"] == []
+    assert result["transfer"]["error"]["mean"] <= 3e-7
+    # The equation is linear: one step, and the modes hold what the field does.
+    assert result["transfer"]["steps"]["worst"] == 1
+    assert result["residual"]["true"] == pytest.approx(result["residual"]["linear"], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_antiderivative_full_size(lsr, tmp_path):
     result = refine(lsr, tmp_path / "run", "jobs/antiderivative.toml")
