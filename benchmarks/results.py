@@ -59,8 +59,8 @@ class _Published:
 
 
 # Linearized Subspace Refinement as published; Nystrom-preconditioned Newton-CG of Rathore et al. 2024;
-# natural gradient and SPRING of arXiv:2604.05230.
-_LSR, _NNCG, _NG = "LSR", "NNCG", "natural gradient"
+# natural gradient and SPRING of arXiv:2604.05230; transfer is the follow-up on response spaces.
+_LSR, _LST, _NNCG, _NG = "LSR", "transfer", "NNCG", "natural gradient"
 # job -> what others have reached with networks of the full size
 _PUBLISHED = {
     "advection": _Published(2.15e-2, 3.10e-3, _LSR),
@@ -71,6 +71,9 @@ _PUBLISHED = {
     "diffusion_reaction": _Published(5.58e-3, 5.71e-4, _LSR),
     "helmholtz": _Published(None, 2.0e-9, _NG),
     "reaction": _Published(1.92e-2, 9.92e-3, _NNCG),
+    "transfer_burgers": _Published(None, 9.29e-5, _LST),
+    "transfer_diffusion_reaction": _Published(None, 1.09e-4, _LST),
+    "transfer_ode": _Published(None, 9.68e-8, _LST),
     "wave": _Published(5.52e-2, 1.27e-2, _NNCG),
 }
 # size -> job, preset, overrides
@@ -87,11 +90,16 @@ _JOBS: dict[str, list[tuple[str, str | None, list[str]]]] = {
         ("helmholtz", "small", []),
         ("heat_inverse", "small", []),
         ("digits", "small", []),
+        ("digits", "untrained", []),
         ("antiderivative", "small", []),
         ("data_burgers", "small", []),
+        ("data_burgers", "fno", []),
         ("diffusion_reaction", "small", []),
         ("burgers_operator", "small", []),
         ("advection", "small", []),
+        ("transfer_ode", "small", []),
+        ("transfer_diffusion_reaction", "small", []),
+        ("transfer_burgers", "small", []),
     ],
     "full": [
         ("function_fit", None, []),
@@ -109,6 +117,9 @@ _JOBS: dict[str, list[tuple[str, str | None, list[str]]]] = {
         ("diffusion_reaction", None, []),
         ("burgers_operator", None, []),
         ("advection", None, []),
+        ("transfer_ode", None, []),
+        ("transfer_diffusion_reaction", None, []),
+        ("transfer_burgers", None, []),
     ],
 }
 _LIMIT_S = 4 * 3600.0
@@ -136,7 +147,8 @@ def run(preset: str, overrides: list[str], cores: int) -> Record:
             "Errors are relative L2 on points that no fit has seen; of several instances the mean, and the "
             f"worst. {cores} MPI ranks, one thread each, float64; seconds and memory of the whole command.",
             "Published figures are of networks and rows of the full size, on a GPU, from their own starts: "
-            f"{_LSR} is arXiv:2601.13989, {_NNCG} is arXiv:2402.01868, {_NG} is arXiv:2604.05230.",
+            f"{_LSR} is arXiv:2601.13989, {_LST} its follow-up, "
+            f"{_NNCG} is arXiv:2402.01868, {_NG} is arXiv:2604.05230.",
         ],
     )
 
@@ -180,7 +192,12 @@ def _is_of(out: Path, job: str, weights: Path) -> bool:
 
 def _figures(result: dict[str, Any]) -> Measurement:
     """What the table shows of a ``result.json``."""
-    instances: Sequence[dict[str, Any]] = result.get("instances", [result])
+    # Of a transfer the conditions, not the one that the network was trained at, nor those that failed.
+    instances: Sequence[dict[str, Any]] = [
+        i
+        for i in result.get("instances", [result])
+        if not i.get("is_source") and i["error"]["after"] is not None
+    ]
     ranks = [i["rank"] for i in instances]
     before, after = result["error"]["before"], result["error"]["after"]
     return {
@@ -233,7 +250,7 @@ def draw(record: Record, figure: Any) -> None:
     gains.set_yticks(range(len(rows)), [r["arm"] for r in reversed(rows)])
     gains.grid(axis="x", alpha=0.3)
     gains.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    for row in rows:
+    for row in (r for r in rows if r["curve"]):
         ranks.loglog(*zip(*row["curve"], strict=True), label=row["arm"])
     ranks.set(xlabel="rank, scanned on fitted rows", ylabel="relative L2 error")
     ranks.grid(alpha=0.3)
