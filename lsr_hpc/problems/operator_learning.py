@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from lsr_hpc.models import BoundDeepONet, DeepONet
+from lsr_hpc.models import MLP, BoundDeepONet, DeepONet, ModifiedMLP
 from lsr_hpc.problem import Evaluation, ModelSpec, Problem, ProblemFamily, ResidualBlock
 from lsr_hpc.problems.arguments import ArgumentError, check_range, check_seed, trained
 from lsr_hpc.sampling import uniform_rows
@@ -292,6 +292,7 @@ class OperatorProblem:
         side_points: int = 100,
         width: int = 50,
         depth: int = 4,
+        stretch: float = 1.0,
         seed: int = 7,
         test_functions: int = 50,
     ) -> TrainingTask:
@@ -306,6 +307,8 @@ class OperatorProblem:
             side_points: Random points of each side condition.
             width: Width of branch and trunk.
             depth: Layers of branch and trunk, at least 2.
+            stretch: Factor on the initial weights that the trunk sees (t, x) through; above 1 they are taken
+                from the middle of the square too. More makes the tangent space richer.
             seed: Seed of functions and points.
             test_functions: Unseen functions for the reported error.
 
@@ -318,12 +321,14 @@ class OperatorProblem:
         _check_sizes(points, side_points, width, depth, seed)
         check_range("functions", functions, 1, FIRST_TEST_FUNCTION // 2)
         check_range("test_functions", test_functions, 1, 10_000)
+        check_range("stretch", stretch, 1.0, 1e3)
         if settings.batch_size is not None:
             raise ArgumentError(
                 "batch_size", f"= {settings.batch_size}: leave it out, all functions are taken"
             )
         torch.manual_seed(settings.seed)
         model = DeepONet(**operator_arguments(len(self.sensors), 2, width, depth, self.modified)).double()
+        _stretch(model.trunk, stretch)
         known = self.functions(range(functions), seed)
         at_sensors = torch.from_numpy(known.at(self.sensors))
         blocks = [
@@ -361,3 +366,16 @@ def _check_sizes(points: int, side_points: int, width: int, depth: int, seed: in
     check_operator(width, depth, seed, least_depth=2)
     check_range("points", points, 1, 10**7)
     check_range("side_points", side_points, 1, 10**7)
+
+
+def _stretch(trunk: MLP | ModifiedMLP, stretch: float) -> None:
+    """Scale the initial weights behind the query points, their planes around the middle of the square."""
+    if stretch == 1.0:
+        return
+    first = [trunk.layers[0], *(trunk.encoders if isinstance(trunk, ModifiedMLP) else [])]
+    with torch.no_grad():
+        for layer in first:
+            assert isinstance(layer, nn.Linear)
+            layer.weight *= stretch
+            # Before, all of them pass through the corner (0, 0).
+            layer.bias.sub_(layer.weight.sum(dim=1) / 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,13 @@ from torch import Tensor
 
 from lsr_hpc.models import DeepONet
 from lsr_hpc.problem import ProblemFamily, ResidualBlock, as_tensor
+from lsr_hpc.problems import advection
 from lsr_hpc.problems.arguments import ArgumentError
 from lsr_hpc.problems.diffusion_reaction import balance, build, reference, training_task
 from lsr_hpc.problems.gaussian_process import PROCESSES, InputProcess
 from lsr_hpc.sampling import uniform_rows
 from lsr_hpc.settings import TrainingSettings
+from lsr_hpc.training import TrainingTask
 
 UNSEEN = range(100_000, 100_003)
 SENSORS = np.linspace(0, 1, 100)
@@ -159,3 +163,14 @@ def test_argument_that_cannot_be_is_refused_by_name(argument: str, value: object
     if argument != "instances":
         with pytest.raises(ArgumentError, match=argument):
             training_task(TrainingSettings(steps=1), **{argument: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [training_task, advection.training_task], ids=["plain", "modified"])
+def test_stretched_trunks_are_those_of_stretched_points(make: Callable[..., TrainingTask]) -> None:
+    """Weights times s behind points y are the unstretched weights behind s (y - 1/2)."""
+    sizes = {"functions": 1, "test_functions": 1, "points": 2, "side_points": 2, "width": 6, "depth": 3}
+    plain, stretched = (make(TrainingSettings(steps=1), **sizes, stretch=s).model for s in (1.0, 5.0))
+    y = torch.rand(9, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(stretched.trunk(y), plain.trunk(5 * (y - 0.5)), rtol=0, atol=1e-13)
+        torch.testing.assert_close(stretched.branch.state_dict(), plain.branch.state_dict(), rtol=0, atol=0)
