@@ -135,7 +135,7 @@ CASES = [
     Case(
         what="`init` for a problem that is not there",
         argv="init poison",
-        says="problem 'poison' is not shipped: use one of antiderivative, ..., or FILE.py:FUNCTION",
+        says="problem 'poison' is not shipped: use one of advection, ..., or FILE.py:FUNCTION",
     ),
     Case(
         what="`init` over a file",
@@ -150,7 +150,7 @@ CASES = [
     Case(
         what="`train` of a problem of your own",
         argv="train job.toml",
-        says="problem.function = 'HERE/mine.py:build' is your own: train it with your own program; `lsr-hpc train` re-makes antiderivative, ...",
+        says="problem.function = 'HERE/mine.py:build' is your own: train it with your own program; `lsr-hpc train` re-makes advection, ...",
     ),
     Case(
         what="`train` of a job without a section [train]",
