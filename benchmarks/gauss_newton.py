@@ -117,7 +117,11 @@ def damped_step(
             break
         image = j_times(direction)
         curved = jt_times(image) + damping * direction
-        length = squared / float(direction @ curved)
+        curvature = float(direction @ curved)
+        if curvature == 0.0:
+            # Both squares have underflown: the solution was reached long before.
+            break
+        length = squared / curvature
         d += length * direction
         left -= length * curved
         before, squared = squared, float(left @ left)
