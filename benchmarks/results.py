@@ -228,6 +228,8 @@ def draw(record: Record, figure: Any) -> None:
         figure: Matplotlib figure.
     """
     rows = [r for r in record.arms if "skipped" not in r]
+    from cycler import cycler
+
     gains, ranks = figure.subplots(1, 2, width_ratios=(3, 2))
     for place, row in enumerate(reversed(rows)):
         gains.plot([row["start"], row["error"]], [place, place], color="0.75", zorder=1)
@@ -250,11 +252,16 @@ def draw(record: Record, figure: Any) -> None:
     gains.set_yticks(range(len(rows)), [r["arm"] for r in reversed(rows)])
     gains.grid(axis="x", alpha=0.3)
     gains.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    # There are more jobs than colours that can be told apart: dashes tell those apart that share one.
+    ranks.set_prop_cycle(
+        cycler(linestyle=["-", "--", ":"])
+        * cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"])
+    )
     for row in (r for r in rows if r["curve"]):
         ranks.loglog(*zip(*row["curve"], strict=True), label=row["arm"])
     ranks.set(xlabel="rank, scanned on fitted rows", ylabel="relative L2 error")
     ranks.grid(alpha=0.3)
-    ranks.legend(fontsize="xx-small")
+    ranks.legend(fontsize="xx-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _first(rows: Sequence[Measurement], label: str) -> int:
