@@ -224,9 +224,7 @@ def score(linear: Linearised, delta: Tensor) -> dict[str, float | None]:
         if evaluation is not None:
             inputs = tuple(t.double() for t in evaluation.inputs)
             value, change = push_forward(lambda p: linear.field(p)(*inputs), linear.theta0, tangents)
-            reference = evaluation.reference.double()
-            difference = evaluation.judged(value + change).reshape(reference.shape) - reference
-            figures["error"] = float(difference.norm() / reference.norm())
+            figures["error"] = evaluation.error(value + change)
     return {k: v if v is not None and math.isfinite(v) else None for k, v in figures.items()}
 
 

@@ -162,7 +162,7 @@ def continued(case: Case, options: dict[str, Any], seconds: float) -> Measuremen
     """
     from mpi4py import MPI
 
-    from lsr_hpc.certify import field_error
+    from lsr_hpc.evaluate import Evaluator
     from lsr_hpc.iterative.gradient import GradientAlignment
     from lsr_hpc.petsc import start
     from lsr_hpc.prepare import prepare
@@ -179,7 +179,9 @@ def continued(case: Case, options: dict[str, Any], seconds: float) -> Measuremen
     assert evaluation is not None
 
     def error(theta: Any) -> float:
-        return field_error(prepared, evaluation, prepared.model.field(torch.from_numpy(theta)))
+        return Evaluator(prepared.comm, evaluation, prepared).error(
+            prepared.model.field(torch.from_numpy(theta))
+        )
 
     theta0 = prepared.model.theta0.numpy()
     training = GradientAlignment(prepared, IterateSettings(**options), theta=theta0)

@@ -164,14 +164,9 @@ def judge(linear: Linearised, theta: Tensor, delta: Tensor | None = None) -> dic
         figures["true"] = float(torch.cat(rows).norm())
         evaluation = linear.problem.evaluation
         assert evaluation is not None
-        squares = np.zeros(2)
-        for lo in range(0, evaluation.n_points, _POINTS):
-            inputs, reference = evaluation.take(slice(lo, lo + _POINTS))
-            squares += [
-                float((evaluation.judged(field_(*inputs)) - reference).square().sum()),
-                float(reference.square().sum()),
-            ]
-        figures["error"] = math.sqrt(squares[0] / squares[1]) if math.isfinite(squares[0]) else None
+        inputs, _ = evaluation.take(slice(None))
+        parts = zip(*(t.split(_POINTS) for t in inputs), strict=True)
+        figures["error"] = evaluation.error(torch.cat([field_(*part) for part in parts]))
     return {k: v if v is not None and math.isfinite(v) else None for k, v in figures.items()}
 
 

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lsr_hpc.comm import agree, all_sum, even_ranges
+from lsr_hpc.comm import agree, all_sum
+from lsr_hpc.evaluate import Evaluator
 from lsr_hpc.jacobian.retreat import RetreatingJacobian
 from lsr_hpc.phases import Phases
 from lsr_hpc.prepare import PreparedProblem
-from lsr_hpc.problem import Evaluation, Field
+from lsr_hpc.problem import Field
 from lsr_hpc.result import Outcome, RefineResult
-from lsr_hpc.rows import FitAndHeld, points_at_once
+from lsr_hpc.rows import FitAndHeld
 from lsr_hpc.solve import Solution
 from lsr_hpc.subspace.basis import Basis, captured_energy
 
-if TYPE_CHECKING:
-    from mpi4py import MPI
+__all__ = ["certify", "check_basis"]
 
-__all__ = ["certify", "check_basis", "field_error", "group_errors", "relative_error"]
+Array = NDArray[np.float64]
 
 # Least-squares gradient in the subspace, relative to the start, above which the solve is reported as inexact.
 _INEXACT_GRADIENT = 1e-8
@@ -89,12 +88,12 @@ def certify(
     checks = {
         **checks,
         **_gradients(prepared, solution, r0),
-        **_worst_errors(prepared, solution),
         **_accuracies(prepared, solution),
     }
     advice = [*solution.advice, *_advice(solution, residual_true), *_retreats(prepared)]
     to_loss = _to_loss(prepared, solution)
-    errors = _relative_errors(prepared, solution, scan_errors)
+    errors = _errors(prepared, solution, scan_errors)
+    checks |= _worst(errors)
     seconds = {
         **phases.seconds,
         "products": prepared.jacobian.counter.seconds + prepared.held_jacobian.counter.seconds,
@@ -107,12 +106,12 @@ def certify(
         delta=solution.delta,
         rank=solution.rank,
         rank_max=basis.rank if basis else solution.scan[-1].rank,
-        error_before=errors[0],
-        error_after=errors[-1],
+        error_before=_mean(errors[0]),
+        error_after=_mean(errors[-1]),
         residual_before=solution.residual_before * to_loss,
         residual_linear=solution.residual_linear * to_loss,
         residual_true=residual_true * to_loss,
-        scan=_scan_as_json(prepared, solution, errors, residual_true),
+        scan=_scan_as_json(prepared, solution, [_mean(e) for e in errors], residual_true),
         checks=checks,
         counts=_counts(prepared),
         seconds=seconds,
@@ -222,7 +221,7 @@ def _counts(prepared: PreparedProblem) -> dict[str, int]:
     }
 
 
-def _relative_errors(prepared: PreparedProblem, solution: Solution, scan_errors: bool) -> list[float | None]:
+def _errors(prepared: PreparedProblem, solution: Solution, scan_errors: bool) -> list[Array | None]:
     """Relative L2 errors on the evaluation data: of every scanned rank, and last of the final predictor.
 
     Args:
@@ -231,42 +230,34 @@ def _relative_errors(prepared: PreparedProblem, solution: Solution, scan_errors:
         scan_errors: Whether to evaluate every scanned rank, not the start alone.
 
     Returns:
-        One figure per scan entry and one more; None without evaluation data.
+        One array (groups,) per scan entry and one more; None without evaluation data.
 
     Collective: each rank evaluates its share of the points; one gather of the correction and one sum each.
     """
     evaluation = prepared.problem.evaluation
     if evaluation is None:
         return [None] * (len(solution.scan) + 1)
+    evaluator = Evaluator(prepared.comm, evaluation, prepared)
     # One correction at a time: a network's worth of numbers each.
-    errors: list[float | None] = [
-        _relative_error(prepared, evaluation, solution.delta_of(entry))
+    errors = [
+        evaluator.errors(_refined(prepared, solution.delta_of(entry)))
         if scan_errors or entry.rank == 0
         else None
         for entry in solution.scan
     ]
-    return [*errors, _relative_error(prepared, evaluation, solution.delta)]
+    return [*errors, evaluator.errors(_refined(prepared, solution.delta))]
 
 
-def _relative_error(prepared: PreparedProblem, evaluation: Evaluation, delta: NDArray[np.float64]) -> float:
-    return field_error(prepared, evaluation, _refined(prepared, delta))
+def _mean(errors: Array | None) -> float | None:
+    return None if errors is None else float(errors.mean())
 
 
-def _worst_errors(prepared: PreparedProblem, solution: Solution) -> dict[str, float]:
-    """Largest error among the groups of evaluation points, where there are several."""
-    evaluation = prepared.problem.evaluation
-    if evaluation is None or evaluation.groups == 1:
+def _worst(errors: Sequence[Array | None]) -> dict[str, float]:
+    """Largest errors among groups of evaluation points before and after, where there are several groups."""
+    before, after = errors[0], errors[-1]
+    if before is None or after is None or len(after) == 1:
         return {}
-    device, size = prepared.model.device, _points_at_once(prepared)
-    fields = {"worst_error_before": prepared.model.field(), "worst_error": _refined(prepared, solution.delta)}
-    return {
-        name: float(group_errors(prepared.comm, evaluation, field, device, size).max())
-        for name, field in fields.items()
-    }
-
-
-def _refined(prepared: PreparedProblem, delta: NDArray[np.float64]) -> Field:
-    return prepared.model.refined_field(torch.from_numpy(delta).to(prepared.model.device))
+    return {"worst_error_before": float(before.max()), "worst_error": float(after.max())}
 
 
 def _accuracies(prepared: PreparedProblem, solution: Solution) -> dict[str, float]:
@@ -274,107 +265,15 @@ def _accuracies(prepared: PreparedProblem, solution: Solution) -> dict[str, floa
     evaluation = prepared.problem.evaluation
     if evaluation is None or not evaluation.one_hot:
         return {}
-
-    def right(values: Tensor, reference: Tensor) -> Tensor:
-        return (values.argmax(dim=1) == reference.argmax(dim=1)).double()[:, None]
-
-    device, size = prepared.model.device, _points_at_once(prepared)
-    fields = {"accuracy_before": prepared.model.field(), "accuracy_after": _refined(prepared, solution.delta)}
+    evaluator = Evaluator(prepared.comm, evaluation, prepared)
     return {
-        name: float(_sums_by_group(prepared.comm, evaluation, field, device, size, right, 1).sum())
-        / evaluation.n_points
-        for name, field in fields.items()
+        "accuracy_before": evaluator.accuracy(prepared.model.field()),
+        "accuracy_after": evaluator.accuracy(_refined(prepared, solution.delta)),
     }
 
 
-def field_error(prepared: PreparedProblem, evaluation: Evaluation, field: Field) -> float:
-    """Relative L2 error of a field on the evaluation data; absolute where the reference is zero.
-
-    Args:
-        prepared: Says how many points to evaluate at once, and where.
-        evaluation: Checked evaluation data.
-        field: The field.
-
-    Returns:
-        The error, of several groups their mean; equal on all ranks.
-
-    Collective: each rank evaluates its share of the points; one sum.
-    """
-    return relative_error(prepared.comm, evaluation, field, prepared.model.device, _points_at_once(prepared))
-
-
-def _points_at_once(prepared: PreparedProblem) -> int:
-    return points_at_once(max(p.numbers_per_point for p in prepared.fit_rows.probes))
-
-
-def relative_error(
-    comm: MPI.Comm, evaluation: Evaluation, field: Field, device: torch.device, size: int
-) -> float:
-    """The same over the ranks of any communicator.
-
-    Args:
-        comm: Communicator.
-        evaluation: Checked evaluation data.
-        field: The field.
-        device: Where it is evaluated.
-        size: Points to evaluate at once.
-
-    Returns:
-        The error, of several groups their mean; equal on all ranks.
-
-    Collective: each rank evaluates its share of the points; one sum.
-    """
-    return float(group_errors(comm, evaluation, field, device, size).mean())
-
-
-def group_errors(
-    comm: MPI.Comm, evaluation: Evaluation, field: Field, device: torch.device, size: int
-) -> NDArray[np.float64]:
-    """Relative L2 error of a field in every group of evaluation points; absolute where the reference is zero.
-
-    Args:
-        comm: Communicator.
-        evaluation: Checked evaluation data.
-        field: The field.
-        device: Where it is evaluated.
-        size: Points to evaluate at once.
-
-    Returns:
-        Errors, shape (groups,), equal on all ranks.
-
-    Collective: each rank evaluates its share of the points; one sum.
-    """
-
-    def squares(values: Tensor, reference: Tensor) -> Tensor:
-        deviations = (values - reference, reference)
-        return torch.stack([d.square().flatten(1).sum(dim=1) for d in deviations], dim=1)
-
-    difference, norm = np.sqrt(_sums_by_group(comm, evaluation, field, device, size, squares, 2)).T
-    errors: NDArray[np.float64] = np.divide(difference, norm, out=difference.copy(), where=norm > 0)
-    return errors
-
-
-def _sums_by_group(
-    comm: MPI.Comm,
-    evaluation: Evaluation,
-    field: Field,
-    device: torch.device,
-    size: int,
-    measure: Callable[[Tensor, Tensor], Tensor],
-    n_measures: int,
-) -> NDArray[np.float64]:
-    """Sums of measures (n, m) of n points over each group, shape (groups, m); some points at a time."""
-    per_group = evaluation.n_points // evaluation.groups
-    lo, hi = even_ranges(evaluation.n_points, comm.size)[comm.rank]
-    sums = np.zeros((evaluation.groups, n_measures))
-    for first in range(lo, hi, size):
-        inputs, reference = evaluation.take(slice(first, min(first + size, hi)))
-        with torch.no_grad():
-            values = evaluation.judged(field(*(t.to(device) for t in inputs))).cpu()
-        group = np.arange(first, first + len(reference)) // per_group
-        np.add.at(sums, group, measure(values, reference).numpy())
-    total: NDArray[np.float64] = all_sum(comm, sums)
-    return total
+def _refined(prepared: PreparedProblem, delta: Array) -> Field:
+    return prepared.model.refined_field(torch.from_numpy(delta).to(prepared.model.device))
 
 
 def _scan_as_json(

@@ -122,6 +122,21 @@ class Evaluation:
         """
         return values if self.outputs is None else values[:, list(self.outputs)]
 
+    def error(self, values: Tensor) -> float:
+        """Mean over the groups of the relative L2 error; absolute where the reference is zero.
+
+        Args:
+            values: All outputs of the network at all points, (n, C'), float64.
+
+        Returns:
+            The error.
+        """
+        _, reference = self.take(slice(None))
+
+        deviations = (self.judged(values).reshape(reference.shape) - reference, reference)
+        difference, norm = (torch.linalg.vector_norm(d.reshape(self.groups, -1), dim=1) for d in deviations)
+        return float((difference / torch.where(norm > 0, norm, 1.0)).mean())
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -298,6 +313,16 @@ def _check_evaluation(evaluation: Evaluation) -> None:
         if not bool(torch.isfinite(as_tensor(values[:])).all()):
             raise JobError(f"{name} holds NaN or Inf: clean the evaluation data")
 
+    if evaluation.outputs is not None and not evaluation.outputs:
+        raise JobError("evaluation.outputs is empty: name the outputs that have a reference, or leave it out")
+    if evaluation.one_hot:
+        labels = as_tensor(evaluation.reference[:])
+        is_one_hot = labels.ndim == 2 and ((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()
+        if not is_one_hot:
+            raise JobError(
+                "evaluation.one_hot: evaluation.reference has rows that are not a single 1 among zeros; give "
+                "labels by torch.nn.functional.one_hot, or leave it out"
+            )
     if evaluation.groups < 1 or evaluation.n_points % evaluation.groups:
         raise JobError(
             f"evaluation.groups = {evaluation.groups}: {evaluation.n_points} points cannot be cut into so "

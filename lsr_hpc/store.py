@@ -109,7 +109,7 @@ def read_tensors(
         return tensors | {name: torch.view_as_complex(tensors[name].clone()) for name in of_pairs}
     except JobError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise JobError(
             f"{path} is cut off, or no safetensors file ({error}): restore it; a state_dict of torch.save is "
             "converted by safetensors.torch.save_file"

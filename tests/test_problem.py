@@ -438,3 +438,16 @@ def test_functional_model_is_the_network_in_float64() -> None:
     expected = model.double()(X)
     assert torch.equal(functional.field()(X), expected.detach())
     assert torch.equal(functional.field(functional.theta0)(X), expected.detach())
+
+
+def test_error_is_the_mean_over_groups_of_the_outputs_with_a_reference() -> None:
+    rng = np.random.default_rng(0)
+    reference, values = rng.standard_normal((6, 2)), rng.standard_normal((6, 3))
+    # A group whose reference is zero has an absolute error.
+    reference[4:] = 0
+    x = torch.zeros(6, 1, dtype=torch.float64)
+    evaluation = Evaluation(inputs=(x,), reference=torch.from_numpy(reference), outputs=(2, 0), groups=3)
+    norms = [np.linalg.norm(reference[i : i + 2]) or 1.0 for i in (0, 2, 4)]
+    by_hand = [np.linalg.norm(values[i : i + 2, [2, 0]] - reference[i : i + 2]) for i in (0, 2, 4)]
+    expected = np.mean(np.array(by_hand) / norms)
+    assert evaluation.error(torch.from_numpy(values)) == pytest.approx(expected, rel=1e-14)

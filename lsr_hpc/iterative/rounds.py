@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lsr_hpc.certify import field_error
 from lsr_hpc.comm import agree, all_sum
 from lsr_hpc.errors import AccuracyError, JobError
+from lsr_hpc.evaluate import Evaluator
 from lsr_hpc.functional import FunctionalModel
 from lsr_hpc.iterative.align import Aligned, align
 from lsr_hpc.iterative.objective import alignment_problem
@@ -257,7 +257,7 @@ def _network_figures(
         )
     if problem.evaluation is None:
         return residual, None
-    return residual, field_error(prepared, problem.evaluation, prepared.model.field())
+    return residual, Evaluator(prepared.comm, problem.evaluation, prepared).error(prepared.model.field())
 
 
 def _next_state(

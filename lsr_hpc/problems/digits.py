@@ -101,7 +101,6 @@ def training_task(
     channels: Sequence[int] = (16, 32),
     hidden: Sequence[int] = (),
     held_out: float = 0.2,
-    seed: int = 0,
 ) -> TrainingTask:
     """Training on the cross entropy, float32.
 
@@ -110,7 +109,6 @@ def training_task(
         channels: Channels of the convolutions.
         hidden: Widths of the hidden linear layers.
         held_out: Share of the images that training never sees.
-        seed: Not used: the weights are those of ``train.seed``.
 
     Returns:
         The task.
@@ -119,7 +117,6 @@ def training_task(
         ArgumentError: If an argument is out of range.
         EnvironmentProblem: If scikit-learn is missing.
     """
-    check_seed(seed)
     check_range("held_out", held_out, 0.0, 0.99)
     n_training = round(_N_FIT * (1 - held_out))
     torch.manual_seed(settings.seed)

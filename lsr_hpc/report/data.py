@@ -95,6 +95,7 @@ class RunData:
         directory: The directory.
         problem: Name of the problem.
         is_iterative: Whether it is of ``lsr-hpc run``.
+        is_transfer: Whether the instances are conditions solved in the tangent space of one network.
         instances: The refined ones, in order.
         n_instances: How many there were to refine.
         result: All of ``result.json``.
@@ -107,6 +108,7 @@ class RunData:
     directory: Path
     problem: str
     is_iterative: bool
+    is_transfer: bool
     instances: Sequence[InstanceData]
     n_instances: int
     result: Mapping[str, Any]
@@ -147,8 +149,9 @@ def load_run(directory: Path) -> RunData:
         directory=directory,
         problem=result["problem"],
         is_iterative=is_iterative,
+        is_transfer="transfer" in result,
         instances=instances,
-        n_instances=len(result.get("instances", instances)),
+        n_instances=len(_entries(result)),
         result=result,
         phases=_phases_of(timeline),
         costs=phase_costs(timeline),
@@ -175,6 +178,12 @@ def _require_intact(directory: Path, is_iterative: bool) -> None:
         raise JobError(f"{directory}: {named}: {advice}")
 
 
+def _entries(result: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    """Instances with their numbers; the source of a transfer is none of its results."""
+    entries = enumerate(result.get("instances", [result]))
+    return [(i, entry) for i, entry in entries if not entry.get("is_source")]
+
+
 def _refinements_of(directory: Path, result: Mapping[str, Any]) -> list[InstanceData]:
     return [
         InstanceData(
@@ -196,7 +205,7 @@ def _refinements_of(directory: Path, result: Mapping[str, Any]) -> list[Instance
             seconds=entry["seconds"]["total"],
             seconds_by_phase={k: v for k, v in entry["seconds"].items() if k not in {"total", "products"}},
         )
-        for i, entry in enumerate(result.get("instances", [result]))
+        for i, entry in _entries(result)
         # A condition that a transfer could not solve has no figures.
         if entry["outcome"] != "failed"
     ]

@@ -79,12 +79,14 @@ def in_one_sentence(run: RunData) -> str:
     """
     n = len(run.instances)
     what = f"{n} networks of {run.problem}" if n > 1 else f"One network of {run.problem}"
+    if run.is_transfer:
+        what = f"{n} condition{'s' if n > 1 else ''} of {run.problem}, by the network of another one"
     how = (
         f"in up to {max(len(i.records) for i in run.instances)} rounds"
         if run.is_iterative
         else f"in a subspace of rank {statistics.median(i.rank for i in run.instances):g}"
     )
-    size = f"{run.result['params']:,} parameters" + (" each" if n > 1 else "")
+    size = f"{run.result['params']:,} parameters" + (" each" if n > 1 and not run.is_transfer else "")
     where = f"{run.result['world_size']} MPI ranks, {run.result['seconds']['total']:.3g} s"
     errors = mean_errors(run)
     if errors is None:
@@ -100,7 +102,8 @@ def in_one_sentence(run: RunData) -> str:
     failures = f"; {missing} of {run.n_instances} instances failed" if missing else ""
     was = "were" if n > 1 else "was"
     gain = gain_in_words(before, after)
-    return f"{what} ({size}) {was} refined {how}: {fell}{gain}{refusals}{failures} ({where})."
+    done = "solved" if run.is_transfer else "refined"
+    return f"{what} ({size}) {was} {done} {how}: {fell}{gain}{refusals}{failures} ({where})."
 
 
 def run_sections(run: RunData, pictures: Pictures, prefix: str = "") -> list[str]:

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lsr_hpc.certify import relative_error
 from lsr_hpc.channels import ChannelSegment, NoChannels, survey_channels
 from lsr_hpc.comm import agree, all_sum, even_ranges, gather_panel
 from lsr_hpc.errors import JobError
+from lsr_hpc.evaluate import Evaluator
 from lsr_hpc.gauss_newton import GaussNewton, Path
 from lsr_hpc.least_squares.selection import ScanEntry, choose_rank
 from lsr_hpc.phases import Phases
@@ -31,7 +31,7 @@ from lsr_hpc.prepare import PreparedProblem
 from lsr_hpc.problem import Problem, ResidualBlock, check_outputs, check_problem
 from lsr_hpc.response import CachedResponse, ModePiece
 from lsr_hpc.result import Outcome, RefineResult
-from lsr_hpc.rows import FitAndHeld, LocalRows, RowSet, local_rows, partition, points_at_once
+from lsr_hpc.rows import FitAndHeld, LocalRows, RowSet, local_rows, partition
 from lsr_hpc.settings import parse_bytes
 from lsr_hpc.snapshot import SavedState
 from lsr_hpc.solve import shares_objective
@@ -156,11 +156,8 @@ class TransferSpace:
         scale = self._to_loss(found)
         errors: list[float | None] = [None, None]
         if found.problem.evaluation is not None:
-            size = points_at_once(max(p.numbers_per_point for p in source.fit_rows.probes))
-            errors = [
-                relative_error(comm, found.problem.evaluation, u, source.model.device, size)
-                for u in (source.model.field(), field)
-            ]
+            evaluator = Evaluator(comm, found.problem.evaluation, source)
+            errors = [evaluator.error(u) for u in (source.model.field(), field)]
         outcome, advice = _judge(found, source.settings.solver.resolve_steps)
         if rank and not difference <= _NOTEWORTHY * norms[2]:
             advice.append(

@@ -452,6 +452,17 @@ DATA = [
         says="evaluation.groups = 7: 40 points cannot be cut into so many equal groups; use a divisor",
     ),
     Case(
+        what="labels that are none",
+        build="return problem(evaluation=Evaluation(inputs=(x,), reference=y, one_hot=True))",
+        says="evaluation.one_hot: evaluation.reference has rows that are not a single 1 among zeros; give labels "
+        "by torch.nn.functional.one_hot, or leave it out",
+    ),
+    Case(
+        what="outputs to judge, none of them",
+        build="return problem(evaluation=Evaluation(inputs=(x,), reference=y, outputs=()))",
+        says="evaluation.outputs is empty: name the outputs that have a reference, or leave it out",
+    ),
+    Case(
         what="evaluation inputs of another length",
         build="return problem(evaluation=Evaluation(inputs=(x[:9],), reference=y))",
         says="evaluation.inputs[0] has 9 rows, evaluation.reference has 40: give a row of each for every point",

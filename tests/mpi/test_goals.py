@@ -109,6 +109,16 @@ def test_burgers_operator_small(lsr, tmp_path):
     assert_training_residual_never_rises(result)
 
 
+@pytest.mark.slow
+def test_large_coefficients_do_not_turn_cached_modes_off(lsr, tmp_path):
+    """All of the tangent space, down to singular values of 1e-13: the field of c is known to 6e-8 alone."""
+    words = ["jobs/burgers_operator.toml", "--set", "problem.instance=0"]
+    result = refine(lsr, tmp_path / "run", *words)
+    assert result["checks"]["condition"] > 1e12
+    assert "from cached response modes" in result["detail"]["solve"]
+    assert result["error"]["after"] <= 2e-3 * result["error"]["before"]
+
+
 @pytest.mark.parametrize(
     ("job", "published"), [("convection", 1.94e-3), ("reaction", 9.92e-3), ("wave", 1.27e-2)]
 )
