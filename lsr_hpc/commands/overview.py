@@ -169,7 +169,8 @@ def _entry(at: InstanceProgress, seconds: float, rounds: int | None, has_control
         "state": state,
         "before": before[0] if before else None,
         "now": errors[-1] if errors else None,
-        "best": min([*errors, *before], default=None),
+        # Of the predictor that is kept, which the residual chooses: errors are for the reader alone.
+        "best": at.results[-1].metrics.get("error_best") if at.results else None,
         "seconds": round(seconds, 1),
         "heartbeat": round(time.time() - beat["time"], 1) if beat and state == "running" else None,
         "message": message,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from lsr_hpc.commands.overview import _left_s
+from lsr_hpc.commands.overview import _entry, _left_s
 from lsr_hpc.commands.status import _duration
+from lsr_hpc.pipeline.spec import StepResult
 
 
 def entry(state, round_, seconds, rounds=10):
@@ -28,6 +31,20 @@ def entry(state, round_, seconds, rounds=10):
 )
 def test_what_is_left(entries, at_once, expected):
     assert _left_s(entries, at_once) == expected
+
+
+def test_best_is_the_error_of_the_predictor_that_is_kept():
+    """The residual chooses it, so that a round of smaller error may not be the one."""
+    figures = [(3e-5, 3e-5), (4e-8, 3e-5), (5e-8, 5e-8), (2e-8, 5e-8)]
+    results = [
+        StepResult(status="done", round=i, metrics={"error_before": 1e-2, "error": error, "error_best": best})
+        for i, (error, best) in enumerate(figures)
+    ]
+    at = SimpleNamespace(
+        instance=0, attempts=(), results=results, last=results[-1], is_finished=True, next_round=4
+    )
+    entry_of = _entry(at, seconds=1.0, rounds=4, has_controller=False)
+    assert (entry_of["before"], entry_of["now"], entry_of["best"]) == (1e-2, 2e-8, 5e-8)
 
 
 def test_durations_in_words():
