@@ -60,8 +60,9 @@ def _run_serial(options: argparse.Namespace) -> int:
     if options.command == "problems":
         from lsr_hpc.problems import PROBLEMS
 
+        width = max(map(len, PROBLEMS))
         for problem in PROBLEMS.values():
-            say(f"{problem.name:<16} {problem.summary}")
+            say(f"{problem.name:<{width}} {problem.summary}")
         return int(ExitCode.DONE)
     if options.command == "train":
         from lsr_hpc.commands import train
